@@ -3,5 +3,15 @@
 from .certainty import Interval, bootstrap
 from .features import effective_rank
 from .overlap import dice, hausdorff95
+from .pairing import draw_images, mean_of, per_patient
 
-__all__ = ["Interval", "bootstrap", "dice", "effective_rank", "hausdorff95"]
+__all__ = [
+    "Interval",
+    "bootstrap",
+    "dice",
+    "draw_images",
+    "effective_rank",
+    "hausdorff95",
+    "mean_of",
+    "per_patient",
+]
