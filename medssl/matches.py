@@ -6,7 +6,6 @@ points lie in and of the encoder that found them. Points are RAS+ mm, so that th
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,4 +119,4 @@ class Matches:
         path = Path(folder) / "matches.parquet"
         temporary = path.with_name(".matches.parquet.tmp")
         pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
+        temporary.replace(path)

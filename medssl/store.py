@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -168,10 +167,12 @@ class Store:
         return out
 
     def read_into(self, out: Array, image_id: str, start: Sequence[int] | None = None, *, label: bool = False) -> None:
-        """Decode the box of `out`'s size at `start` straight into `out`, a contiguous (C, *size) of the stored dtype."""
+        """Decode the box of `out`'s size at `start` straight into `out`, contiguous (C, *size) of the stored dtype."""
         row = self._by_id[image_id]
         if label and not row.labelled:
-            raise DataError("the image has no label map", where=f"image {image_id}", fix="give labels to `medssl index`")
+            raise DataError(
+                "the image has no label map", where=f"image {image_id}", fix="give labels to `medssl index`"
+            )
         size = out.shape[1:]
         first = tuple(int(v) for v in (start if start is not None else (0,) * len(row.shape)))
         if len(first) != len(row.shape) or len(size) != len(row.shape):
@@ -182,7 +183,9 @@ class Store:
         try:
             self._handle(image_id, label).get_slice_numpy(out, key)
         except (OSError, RuntimeError) as error:
-            raise DataError("voxels cannot be decoded", where=f"image {image_id}", fix="prepare the store again") from error
+            raise DataError(
+                "voxels cannot be decoded", where=f"image {image_id}", fix="prepare the store again"
+            ) from error
 
     def _handle(self, image_id: str, label: bool) -> Any:
         """Return an open array; every thread has its own, because decoding keeps state in the handle."""
@@ -216,13 +219,12 @@ def write_array(path: Path, array: Array, *, codec: str = "lz4") -> None:
 
     spatial = array.shape[1:]
     chunk, block = _EDGES[len(spatial)]
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".b2nd", dir=path.parent)
-    os.close(handle)
-    os.unlink(temporary)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.b2nd")
+    temporary.unlink(missing_ok=True)
     try:
         blosc2.asarray(
             np.ascontiguousarray(array),
-            urlpath=temporary,
+            urlpath=str(temporary),
             mode="w",
             chunks=(1, *(min(chunk, n) for n in spatial)),
             blocks=(1, *(min(block, n) for n in spatial)),
@@ -233,12 +235,11 @@ def write_array(path: Path, array: Array, *, codec: str = "lz4") -> None:
                 "nthreads": 1,
             },
         )
-        with open(temporary, "rb") as file:
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_table(path: Path, rows: Iterable[StoreRow], points: dict[str, Array], *, source: str = "") -> None:
@@ -252,7 +253,7 @@ def write_table(path: Path, rows: Iterable[StoreRow], points: dict[str, Array], 
     )
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def read_table(path: Path) -> tuple[list[StoreRow], dict[str, Array]]:
