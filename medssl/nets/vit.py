@@ -122,6 +122,7 @@ class ViT(Encoder):
     ) -> Tensor:
         """Return the kept patches, embedded, with their positions, (B, M, F)."""
         grid = grid_of(tuple(x.shape[2:]), self.patch)
+        positions: Tensor
         if grid == self.grid and spacing_mm is None:
             positions = self.net.patch_embedding.position_embeddings  # (1, N, F)
         else:

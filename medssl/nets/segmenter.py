@@ -1,0 +1,244 @@
+"""Segmenter: the task network of segmentation, of MONAI's classes alone: a bundle of it needs nothing of ours.
+
+It gives logits at the image's own resolution. A U-Net whose stem takes a step of two works at half resolution; its
+logits are enlarged by linear interpolation, as nnU-Net's lower resolutions are.
+
+Shapes: B batch, C channels, D H W voxels, K classes, background first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.networks.blocks import UpSample
+from monai.networks.nets import UNETR, DynUNet, SegResNet
+from torch import Tensor, nn
+
+from ..config import Section
+from ..errors import RecipeError, UsageError, WeightsError
+from .config import CONFIGS, DynUNetConfig, SegResNetConfig, ViTConfig, architecture
+from .dynunet import axis_strides, dynunet_arguments
+from .encoder import Encoder
+from .segresnet import segresnet_arguments
+from .vit import ViT
+from .weights import Receipt, load_weights
+
+_HEADS = {"dynunet": ("output_block.",), "segresnet": ("conv_final.2.",), "vit": ()}
+_UNETR_FEATURES = 16
+
+
+class Segmenter(nn.Module):
+    """A network that gives every voxel a logit for each class; build it with `segmenter_for`.
+
+    Args:
+        spec: plain values: `encoder` (an encoder's spec), `classes`, `labels`, and `shape`, the crop it sees.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.classes = int(spec["classes"])
+        self.labels: tuple[str, ...] = tuple(spec["labels"])
+        self.shape: tuple[int, ...] = tuple(spec["shape"])
+        self.channels = int(spec["encoder"]["channels"])
+        self.preparation: dict[str, Any] = {}
+        self.receipt: Receipt | None = None
+        self._name = str(spec["encoder"]["name"])
+        self._config = CONFIGS[self._name](**spec["encoder"]["config"])
+        parts = [_build(target, arguments) for target, arguments in self._parts()]
+        self.net: nn.Module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+        if isinstance(self._config, ViTConfig):
+            self._fix_vit(self._config)
+
+    @property
+    def multiple(self) -> tuple[int, ...]:
+        """Each axis of an image must be a multiple of this many voxels."""
+        axes = len(self.shape)
+        if isinstance(self._config, DynUNetConfig):
+            steps = torch.tensor(axis_strides(self._config, axes)).prod(0)
+            return tuple(int(n) for n in steps)
+        if isinstance(self._config, SegResNetConfig):
+            return (2 ** (len(self._config.blocks_down) - 1),) * axes
+        return self.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, K, ...) of the shape of the image x, (B, C, ...)."""
+        return self.net(x)  # type: ignore[no-any-return]
+
+    def body(self) -> nn.Module:
+        """Return the part of the network whose weights an encoder brings."""
+        if isinstance(self._config, ViTConfig):
+            return self.net.vit  # type: ignore[return-value]
+        return self.net[0] if isinstance(self.net, nn.Sequential) else self.net
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that no encoder brings: the output block, or all of UNETR beside its ViT."""
+        brought = {id(p) for n, p in self.body().named_parameters() if not _is_head(n, _HEADS[self._name])}
+        return [p for p in self.parameters() if id(p) not in brought]
+
+    def definition(self) -> dict[str, Any]:
+        """Return MONAI bundle config items that build the same network, under `network_def` and names it refers to.
+
+        Where there are several items, their weights have the names of `net` all the same.
+        """
+        items = [{"_target_": target, **arguments} for target, arguments in self._parts()]
+        if len(items) == 1:
+            return {"network_def": items[0]}
+        return {
+            "network_body": items[0],
+            "network_upsample": items[1],
+            "network_def": "$torch.nn.Sequential(@network_body, @network_upsample)",
+        }
+
+    def _parts(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the network's modules in order: their class in MONAI's or torch's words, and its arguments."""
+        axes, config = len(self.shape), self._config
+        if isinstance(config, DynUNetConfig):
+            body = dynunet_arguments(config, channels=self.channels, axes=axes, out_channels=self.classes)
+            stem = axis_strides(config, axes)[0]
+            if all(step == 1 for step in stem):
+                return [("DynUNet", body)]
+            enlarge = {
+                "spatial_dims": axes,
+                "in_channels": self.classes,
+                "out_channels": self.classes,
+                "scale_factor": stem,
+                "mode": "nontrainable",
+                "align_corners": False,
+            }
+            return [("DynUNet", body), ("UpSample", enlarge)]
+        if isinstance(config, SegResNetConfig):
+            arguments = segresnet_arguments(config, channels=self.channels, axes=axes, out_channels=self.classes)
+            return [("SegResNet", arguments)]
+        return [("UNETR", _unetr_arguments(config, self.channels, self.shape, self.classes))]
+
+    def _fix_vit(self, config: ViTConfig) -> None:
+        """Give UNETR's ViT the positions of our encoder at this crop, and fix what gets no gradient."""
+        spacing = self.spec["encoder"]["spacing_mm"]
+        # An encoder of the same crop knows the positions; its blocks are not needed.
+        own = ViT(
+            config.model_copy(update={"depth": 1}),
+            channels=self.channels,
+            shape=self.shape,
+            spacing_mm=None if spacing is None else tuple(spacing),
+        )
+        vit: Any = self.body()
+        with torch.no_grad():
+            vit.patch_embedding.position_embeddings.copy_(own.positions(own.grid)).requires_grad_(False)
+        vit.patch_embedding.position_embeddings.requires_grad_(False)
+        for block in vit.blocks:
+            block.norm_cross_attn.requires_grad_(False)
+
+
+def segmenter_for(
+    encoder: Encoder | Section,
+    classes: int,
+    *,
+    labels: tuple[str, ...] = (),
+    shape: tuple[int, ...] | None = None,
+    channels: int | None = None,
+    spacing_mm: tuple[float, ...] | None = None,
+) -> Segmenter:
+    """Build the task network that fits an encoder, with fresh weights; `load_encoder_into` brings the pretrained ones.
+
+    Args:
+        encoder: an encoder, or a recipe's section `encoder`; with the section, give shape and channels.
+        classes: K, the background among them.
+        labels: their names, background first; `background`, `class 1`, ... unless given.
+        shape: voxels of the crop it will see; the encoder's unless given.
+        channels: of the image; the encoder's unless given.
+        spacing_mm: of the images; the encoder's unless given.
+
+    Raises:
+        RecipeError: there is no task network for this encoder.
+        UsageError: fewer than two classes, or labels that do not fit them.
+    """
+    if classes < 2:
+        raise UsageError(f"a segmentation needs two classes or more, the background among them; got {classes}")
+    labels = tuple(labels) or ("background", *(f"class {k}" for k in range(1, classes)))
+    if len(labels) != classes:
+        raise UsageError(f"{len(labels)} labels are named for {classes} classes", fix="name the background too")
+    if isinstance(encoder, Encoder):
+        spec = dict(encoder.spec)
+    elif shape is None or channels is None:
+        raise ValueError("with a section instead of an encoder, give shape and channels")
+    else:
+        spec = {
+            "name": encoder.name,  # type: ignore[attr-defined]
+            "config": architecture(encoder),
+            "channels": channels,
+            "shape": list(shape),
+            "spacing_mm": None,
+        }
+    if channels is not None:
+        spec["channels"] = channels
+    if spacing_mm is not None:
+        spec["spacing_mm"] = [float(mm) for mm in spacing_mm]
+    crop = tuple(shape or spec["shape"])
+    segmenter = Segmenter({"encoder": spec, "classes": classes, "labels": list(labels), "shape": list(crop)})
+    if any(n % m for n, m in zip(crop, segmenter.multiple)):
+        raise RecipeError(
+            f"a crop of {crop} voxels does not fit {spec['name']}, whose axes are multiples of {segmenter.multiple}",
+            where="loader.crop",
+            fix="change the crop",
+        )
+    return segmenter
+
+
+def segmenter_from_spec(spec: dict[str, Any]) -> Segmenter:
+    """Build a segmenter, with fresh weights, from the plain values another one kept in `spec`."""
+    if spec.get("encoder", {}).get("name") not in CONFIGS:
+        raise WeightsError("this task network is of an unknown kind", fix=f"known are {', '.join(sorted(CONFIGS))}")
+    return Segmenter(spec)
+
+
+def load_encoder_into(segmenter: Segmenter, encoder: Encoder) -> Receipt:
+    """Give a segmenter the weights of a pretrained encoder: all of it, decoder included, but its output block.
+
+    Raises:
+        WeightsError: they are of different kinds, or something found no partner.
+    """
+    if encoder.spec["name"] != segmenter.spec["encoder"]["name"]:
+        raise WeightsError(
+            f"weights of {encoder.spec['name']} cannot go into {segmenter.spec['encoder']['name']}",
+            fix="build the segmenter for this encoder",
+        )
+    receipt = load_weights(
+        segmenter.body(), encoder.net.state_dict(), ignore=_HEADS[encoder.spec["name"]], derived=encoder.derived
+    )
+    segmenter.receipt = receipt
+    return receipt
+
+
+def _is_head(name: str, prefixes: tuple[str, ...]) -> bool:
+    return bool(prefixes) and name.startswith(prefixes)
+
+
+def _build(target: str, arguments: dict[str, Any]) -> nn.Module:
+    classes: dict[str, Any] = {"DynUNet": DynUNet, "SegResNet": SegResNet, "UNETR": UNETR, "UpSample": UpSample}
+    return classes[target](**arguments)  # type: ignore[no-any-return]
+
+
+def _unetr_arguments(config: ViTConfig, channels: int, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    patch = (config.patch,) * len(shape) if isinstance(config.patch, int) else config.patch
+    if config.depth != 12 or any(p != 16 for p in patch):
+        raise RecipeError(
+            f"a ViT with patches of {tuple(patch)} and {config.depth} blocks has no segmenter: UNETR needs patches of "
+            "16 and 12 blocks",
+            where="encoder.patch, encoder.depth",
+            fix="pretrain with these, or with dynunet or segresnet",
+        )
+    return {
+        "in_channels": channels,
+        "out_channels": classes,
+        "img_size": list(shape),
+        "feature_size": _UNETR_FEATURES,
+        "hidden_size": config.width,
+        "mlp_dim": config.mlp,
+        "num_heads": config.heads,
+        "proj_type": "conv",
+        "norm_name": "instance",
+        "spatial_dims": len(shape),
+        "qkv_bias": config.qkv_bias,
+    }
