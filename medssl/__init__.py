@@ -32,16 +32,20 @@ _HOME = {
 __all__ = ["MedsslError", *sorted(_HOME)]
 
 if TYPE_CHECKING:
-    from .downstream import compare_encoders, finetune
-    from .export import export_run
-    from .ingest import build_index
-    from .methods.method import Losses, Method
-    from .nets.encoder import Encoder, load_encoder
-    from .prepare import build_store
-    from .pretrain import pretrain_encoder
-    from .probe import probe_encoder
-    from .recipe import Recipe, load_recipe
-    from .report import write_report
+    from .downstream import compare_encoders as compare_encoders
+    from .downstream import finetune as finetune
+    from .export import export_run as export_run
+    from .ingest import build_index as build_index
+    from .methods.method import Losses as Losses
+    from .methods.method import Method as Method
+    from .nets.encoder import Encoder as Encoder
+    from .nets.encoder import load_encoder as load_encoder
+    from .prepare import build_store as build_store
+    from .pretrain import pretrain_encoder as pretrain_encoder
+    from .probe import probe_encoder as probe_encoder
+    from .recipe import Recipe as Recipe
+    from .recipe import load_recipe as load_recipe
+    from .report import write_report as write_report
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Batch = dict[str, Any]
-"""Tensors by key, the samples along their first axis; `image_id` is a list of str. With several streams, a dict of such dicts."""
+"""Tensors by key, samples along their first axis; `image_id` is a list of str. With several streams, a dict of such."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

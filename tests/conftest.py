@@ -19,7 +19,7 @@ settings.load_profile("medssl")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The larger set of real scans that does not ship: `MEDSSL_SHARED_DATA`, else `../shared/data` beside the checkout."""
+    """The larger set of real scans that does not ship, at `MEDSSL_SHARED_DATA` or beside the checkout."""
     path = Path(os.environ.get("MEDSSL_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not path.is_dir():
         message = f"the shared scans are not at {path}; set MEDSSL_SHARED_DATA"
