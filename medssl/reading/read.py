@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .source import Header, Source, Voxels
+from .source import Header, ReadError, Source, Voxels
 
 
 def read_header(source: Source) -> Header:
@@ -55,5 +55,13 @@ def read_label(source: Source) -> Voxels:
     """
     from .numbers import as_label
 
-    voxels = read_voxels(source)
-    return Voxels(as_label(voxels.array), voxels.affine)
+    if source.format == "png":
+        from .picture import read_picture
+
+        voxels = read_picture(source.paths[0], label=True)
+    else:
+        voxels = read_voxels(source)
+    try:
+        return Voxels(as_label(voxels.array), voxels.affine)
+    except ReadError as error:
+        raise ReadError(error.code, error.message, where=source.paths[0]) from error
