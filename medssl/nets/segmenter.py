@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.networks.blocks import UpSample
 from monai.networks.nets import UNETR, DynUNet, SegResNet
 from torch import Tensor, nn
@@ -26,13 +27,15 @@ from .weights import Receipt, load_weights
 
 _HEADS = {"dynunet": ("output_block.",), "segresnet": ("conv_final.2.",), "vit": ()}
 _UNETR_FEATURES = 16
+_WINDOWS_AT_ONCE = 4
 
 
 class Segmenter(nn.Module):
     """A network that gives every voxel a logit for each class; build it with `segmenter_for`.
 
     Args:
-        spec: plain values: `encoder` (an encoder's spec), `classes`, `labels`, and `shape`, the crop it sees.
+        spec: plain values: `encoder` (an encoder's spec), `classes`, `labels`, `shape` (the crop it sees), `overlap`
+            (of windows at inference) and `slice_axis` (where a 2D network sees the slices of volumes, else None).
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -65,6 +68,37 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K, ...) of the shape of the image x, (B, C, ...)."""
         return self.net(x)  # type: ignore[no-any-return]
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return logits of whole images of any size from overlapping windows, as the exported bundle does.
+
+        Args:
+            x: normalised image, (B, C, D, H, W) or (B, C, H, W); a volume too for a 2D network with a `slice_axis`.
+
+        Returns:
+            (B, K, ...), float32, without gradient.
+        """
+        arguments = self.inferer_definition()
+        inferer = {"SliceInferer": SliceInferer, "SlidingWindowInferer": SlidingWindowInferer}[
+            arguments.pop("_target_")
+        ]
+        with torch.no_grad():
+            return inferer(**arguments)(x.float(), self.net).float()  # type: ignore[no-any-return]
+
+    def inferer_definition(self) -> dict[str, Any]:
+        """Return the MONAI bundle config of the inferer that `predict` uses."""
+        axis = self.spec["slice_axis"]
+        target: dict[str, Any] = {"_target_": "SlidingWindowInferer"}
+        if axis is not None:
+            target = {"_target_": "SliceInferer", "spatial_dim": axis}
+        return {
+            **target,
+            "roi_size": list(self.shape),
+            "sw_batch_size": _WINDOWS_AT_ONCE,
+            "overlap": self.spec["overlap"],
+            "mode": "gaussian",
+            "padding_mode": "replicate",
+        }
 
     def body(self) -> nn.Module:
         """Return the part of the network whose weights an encoder brings."""
@@ -139,6 +173,8 @@ def segmenter_for(
     shape: tuple[int, ...] | None = None,
     channels: int | None = None,
     spacing_mm: tuple[float, ...] | None = None,
+    overlap: float = 0.5,
+    slice_axis: int | None = None,
 ) -> Segmenter:
     """Build the task network that fits an encoder, with fresh weights; `load_encoder_into` brings the pretrained ones.
 
@@ -149,6 +185,8 @@ def segmenter_for(
         shape: voxels of the crop it will see; the encoder's unless given.
         channels: of the image; the encoder's unless given.
         spacing_mm: of the images; the encoder's unless given.
+        overlap: share by which windows overlap in `predict`.
+        slice_axis: axis of volumes along which a 2D network sees slices; None for images.
 
     Raises:
         RecipeError: there is no task network for this encoder.
@@ -176,7 +214,8 @@ def segmenter_for(
     if spacing_mm is not None:
         spec["spacing_mm"] = [float(mm) for mm in spacing_mm]
     crop = tuple(shape or spec["shape"])
-    segmenter = Segmenter({"encoder": spec, "classes": classes, "labels": list(labels), "shape": list(crop)})
+    window = {"shape": list(crop), "overlap": float(overlap), "slice_axis": slice_axis}
+    segmenter = Segmenter({"encoder": spec, "classes": classes, "labels": list(labels), **window})
     if any(n % m for n, m in zip(crop, segmenter.multiple)):
         raise RecipeError(
             f"a crop of {crop} voxels does not fit {spec['name']}, whose axes are multiples of {segmenter.multiple}",
