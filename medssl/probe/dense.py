@@ -56,8 +56,8 @@ class ProbeConfig(Section):
     """Widths of the blurs that the control without a network may use."""
     split: str = "test"
     """Images that are scored; choose anything by `validation`, never by `test`."""
-    every: PositiveInt = 500
-    """Steps between two looks during pretraining, at the validation images."""
+    every: NonNegativeInt = 500
+    """Steps between two looks during pretraining, at the validation images; 0 never looks."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Of the intervals."""
 
@@ -246,6 +246,12 @@ class DenseProbe:
         self.scored = _labelled(store, "validation", 1)
         self.no_network: float | None = None
         self.history: list[list[float]] = []
+
+    @staticmethod
+    def possible(store: Store, config: ProbeConfig) -> bool:
+        """Say whether a store has the labelled images that the probe needs."""
+        train, scored = (sum(store.row(i).labelled for i in store.ids_of(s)) for s in ("train", "validation"))
+        return train >= config.images and scored > 0
 
     def observe(self, step: int, method: Method, log: Callable[[str, float], None]) -> None:
         """Judge the encoder as it is now."""
