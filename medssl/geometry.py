@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 SHEAR_TOLERANCE = 1e-3
-"""Largest cosine between two voxel axes that still counts as perpendicular: headers store float32 or rounded decimals."""
+"""Largest cosine between two voxel axes that still counts as perpendicular: headers hold rounded numbers."""
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -32,7 +32,7 @@ def orientation_of(affine: ArrayLike) -> str:
     """
     directions = _matrix(affine)[:3, :3] / np.asarray(spacing_of(affine))
     left, values, right = np.linalg.svd(directions, full_matrices=False)
-    rotation = left @ right if values.min() > 0 else directions
+    rotation = np.asarray(left @ right if values.min() > 0 else directions, dtype=np.float64)
     codes = ["", "", ""]
     free = rotation.copy()
     for axis in np.argsort((-(rotation**2)).min(axis=0), kind="stable"):  # the clearest array axis first

@@ -77,6 +77,7 @@ PROBLEMS: dict[str, Problem] = {
     "dicom-slices-apart": _warning("the gap between slices exceeds half their thickness", "check for missing slices"),
     "dicom-series-unnamed": _warning("no series UID; files of one folder are taken as one series", "check them"),
     "dicom-patient-unnamed": _warning("no patient ID; each series counts as a subject", "name patients in a table"),
+    "dicom-neighbour-unreadable": _warning("a file of the series' folder cannot be read", "check for missing slices"),
     # pictures
     "png-pixels": _error("a PNG with transparency or a kind of pixels that is not read", "save as grey or RGB"),
     # labels and subjects

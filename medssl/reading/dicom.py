@@ -47,7 +47,8 @@ def assemble(instances: Sequence[Instance]) -> Series:
     _check_equal(instances)
     _check_rescale(instances)
     first = instances[0]
-    assert first.orientation and first.pixel_spacing
+    assert first.orientation is not None
+    assert first.pixel_spacing is not None
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(row @ column)) > _UNIT_TOLERANCE:

@@ -74,7 +74,10 @@ def read_dataset(path: str) -> Any:
         content = Path(path).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # values that break their VR's rules; those we use are checked below
-            return pydicom.dcmread(io.BytesIO(content))
+            try:
+                return pydicom.dcmread(io.BytesIO(content))
+            except EOFError:  # without its pixels the file can still say to which series it belongs
+                return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise ReadError("file-unreadable", f"the file cannot be opened: {reason}", where=path) from error

@@ -6,6 +6,7 @@ the voxels are read here, because nibabel mends some headers in silence (a pixdi
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
 import zlib
@@ -97,7 +98,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
                 yield raw
     except EOFError as error:
         raise ReadError("file-truncated", "the compressed data ends too early", where=path) from error
-    except (igzip.BadGzipFile, isal_zlib.error, zlib.error) as error:
+    except (gzip.BadGzipFile, isal_zlib.IsalError, zlib.error) as error:
         raise ReadError("file-corrupt", "the compressed data is damaged", where=path) from error
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
@@ -183,9 +184,10 @@ def _dtype(header: Any, path: str) -> np.dtype[Any]:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        return np.dtype(header.get_data_dtype())
+        dtype: np.dtype[Any] = np.dtype(header.get_data_dtype())
     except (HeaderDataError, KeyError) as error:
         raise ReadError("file-corrupt", f"NIfTI has no datatype {int(header['datatype'])}", where=path) from error
+    return dtype
 
 
 def _scale(header: Any, path: str) -> tuple[float, float]:

@@ -1,0 +1,207 @@
+"""build_index: from folders to an index, in one go."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import geometry
+from ..errors import DataError
+from ..files import check_new, new_folder
+from ..index import Index, IndexRow, ProblemRow
+from ..problems import PROBLEMS
+from ..progress import Progress, silent
+from .card import SPLITS, card_of
+from .images import Image, read_images
+from .labels import match_labels
+from .scan import find_images, problem
+from .subjects import Fractions, Names, read_subjects, site_key, split_of
+
+Paths = Path | str | Sequence[Path | str]
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """What was indexed; stands for its folder wherever a path is taken.
+
+    Attributes:
+        splits: number of images by split.
+        problems: number of problems by code.
+    """
+
+    folder: Path
+    images: int
+    subjects: int
+    labelled: int
+    kinds: dict[str, int]
+    splits: dict[str, int]
+    problems: dict[str, int]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        splits = ", ".join(f"{count} {split}" for split, count in self.splits.items())
+        lines = [
+            f"{self.images} images of {self.subjects} subjects ({kinds}), {self.labelled} with a label map",
+            f"splits by subject: {splits} images",
+        ]
+        for code, count in self.problems.items():
+            lines.append(f"{PROBLEMS[code].severity} {code} ({count}): {PROBLEMS[code].meaning}")
+        if self.problems:
+            lines.append(f"paths and values of the problems: {self.folder / 'private' / 'problems.csv'}")
+        return "\n".join([*lines, f"index: {self.folder}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        counts = {"kinds": self.kinds, "splits": self.splits, "problems": self.problems}
+        numbers = {"images": self.images, "subjects": self.subjects, "labelled": self.labelled}
+        return {"index": str(self.folder), **numbers, **counts}
+
+
+def build_index(
+    paths: Paths,
+    out: Path | str,
+    *,
+    labels: Paths | None = None,
+    subjects: Path | str | None = None,
+    key: bytes | None = None,
+    seed: int = 0,
+    fractions: Fractions | None = None,
+    check: bool = False,
+    progress: Progress = silent,
+) -> IndexResult:
+    """Find every image under `paths`, name every problem, and write an index.
+
+    NIfTI, PNG and DICOM are told apart by content. A DICOM series becomes a volume if its slices leave no doubt about
+    where they lie. An image with a problem of severity error is left out; see `medssl.problems.PROBLEMS`.
+
+    Args:
+        paths: folders and files, in any mixture.
+        out: the index's folder; must not exist, or be empty.
+        labels: folders of label maps, each named as its image; what lies there is no image.
+        subjects: table (TSV or CSV with a head) of case and patient. A case is a file's name without extension, a
+            DICOM patient ID, or the name of a series' folder. Without it the name or the patient ID is the subject.
+        key: secret that subject ids are made with; the site's key file unless given.
+        seed: of the splits.
+        fractions: shares of train, validation and test.
+        check: read every voxel too; the default reads headers, NIfTI and PNG to their end, and of a compressed series
+            one slice.
+
+    Raises:
+        DataError: no image was found.
+        MedsslError: `out` is taken or cannot be written, a path does not exist, the table or the key cannot be read.
+    """
+    check_new(out)
+    table = read_subjects(subjects) if subjects is not None else None
+    names = Names(site_key() if key is None else key)
+    label_folders = [] if labels is None else _listed(labels)
+    found = find_images(_listed(paths), skip=label_folders, progress=progress)
+    problems = list(found.problems)
+    images = _distinct(list(read_images(found, problems, check=check, progress=progress)), problems)
+    places, warned = match_labels(images, label_folders, problems, progress) if label_folders else ({}, {})
+    rows, locations = [], {}
+    for image in images:
+        codes = [*image.header.warnings, *warned.get(image.digest, ())]
+        patient = _patient_of(image, table, codes)
+        problems.extend(problem(code, image.where) for code in codes if not code.startswith("label-"))
+        subject_id = names.of("subject", patient)
+        split = split_of(subject_id, seed=seed, fractions=fractions or Fractions())
+        row = _row(image, names, subject_id, split, codes, labelled=image.digest in places)
+        rows.append(row)
+        locations[row.image_id] = image.location
+        if row.labelled:
+            locations[row.label_path] = places[image.digest]
+    if not rows:
+        raise _nothing_found(paths, problems)
+    with new_folder(out) as folder:
+        Index.write(folder, rows, locations, problems, card_of(rows, problems, seed=seed))
+    return _result(Path(out), rows, problems)
+
+
+def _listed(paths: Paths) -> list[Path | str]:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+
+
+def _distinct(images: list[Image], problems: list[ProblemRow]) -> list[Image]:
+    """Keep the first of images with equal content."""
+    first: dict[str, Image] = {}
+    for image in images:
+        if image.digest in first:
+            message = f"the same content as {first[image.digest].where}"
+            problems.append(problem("image-duplicate", image.where, message))
+        else:
+            first[image.digest] = image
+    return list(first.values())
+
+
+def _patient_of(image: Image, table: dict[str, str] | None, codes: list[str]) -> str:
+    """Return the patient by the table, by the header, or by what images of one patient share."""
+    for name in (image.patient, image.case):
+        if table and name in table:
+            if "dicom-patient-unnamed" in codes:
+                codes.remove("dicom-patient-unnamed")
+            return table[name]
+    if image.location.format != "dicom":
+        if table is not None:
+            codes.append("subject-missing")
+        return image.case
+    return image.patient or image.relation or image.digest
+
+
+def _row(image: Image, names: Names, subject_id: str, split: str, codes: list[str], *, labelled: bool) -> IndexRow:
+    header = image.header
+    image_id = names.of("image", image.digest)
+    groups = dict(image.groups)
+    if image.scanner.strip():
+        groups["scanner"] = names.of("scanner", image.scanner)
+    return IndexRow(
+        image_id=image_id,
+        subject_id=subject_id,
+        study_id=names.of("study", image.study) if image.study else "",
+        series_id=names.of("series", image.series) if image.series else "",
+        modality=header.modality,
+        kind=header.kind,
+        format=header.format,
+        shape=header.shape,
+        spacing_mm=header.spacing_mm,
+        affine=None if header.affine is None else geometry.as_tuple(header.affine),
+        orientation="" if header.affine is None else geometry.orientation_of(header.affine),
+        channels=header.channels,
+        dtype=header.dtype,
+        content_hash=names.of("content", image.digest),
+        split=split,
+        label_path=names.of("label", image.digest) if labelled else "",
+        groups=groups,
+        problems=tuple(sorted(set(codes))),
+    )
+
+
+def _nothing_found(paths: Paths, problems: list[ProblemRow]) -> DataError:
+    where = ", ".join(str(path) for path in _listed(paths))
+    if not problems:
+        return DataError("no image was found", where=where, fix="name a folder that holds NIfTI, DICOM or PNG files")
+    worst = sorted(problems, key=lambda row: (row.severity != "error", row.code, row.path))[0]
+    return DataError(
+        f"no image can be used, {len(problems)} problems were found, such as {worst.code}: {worst.message}",
+        where=worst.path,
+        fix=PROBLEMS[worst.code].remedy,
+    )
+
+
+def _result(folder: Path, rows: list[IndexRow], problems: list[ProblemRow]) -> IndexResult:
+    splits = Counter(row.split for row in rows)
+    return IndexResult(
+        folder=folder,
+        images=len(rows),
+        subjects=len({row.subject_id for row in rows}),
+        labelled=sum(row.labelled for row in rows),
+        kinds=dict(sorted(Counter(row.kind for row in rows).items())),
+        splits={split: splits[split] for split in SPLITS},
+        problems=dict(sorted(Counter(row.code for row in problems).items())),
+    )

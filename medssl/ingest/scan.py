@@ -1,0 +1,170 @@
+"""Find the files that hold images, by what is in them and never by their names."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError
+from ..index import ProblemRow
+from ..problems import PROBLEMS
+from ..progress import Progress, silent
+
+_FIRST_BYTES = 1 << 12
+
+_IMAGE_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".dicom", ".ima", ".png")
+# What is known to be no image, or to belong to one: skipped without a word.
+# fmt: off
+_OTHER_SUFFIXES = frozenset(
+    {
+        ".7z", ".bin", ".bval", ".bvec", ".bz2", ".ckpt", ".csv", ".db", ".doc", ".docx", ".exe", ".gz", ".h5",
+        ".hdf5", ".html", ".ini", ".json", ".jsonl", ".log", ".mat", ".md", ".npy", ".npz", ".parquet", ".pdf",
+        ".pickle", ".pkl", ".pptx", ".pt", ".pth", ".pyc", ".rar", ".safetensors", ".sqlite", ".tar", ".tgz", ".tsv",
+        ".txt", ".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"
+    }
+)
+# fmt: on
+_UNSUPPORTED = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF8", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"BM", "BMP"),
+    (b"NRRD000", "NRRD"),
+    (b"ObjectType = Image", "MetaImage"),
+    (b"NDims = ", "MetaImage"),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Image files in the order they were met, and what was odd about others.
+
+    Attributes:
+        files: one image each, with its format, `nifti` or `png`.
+        dicom: one slice each.
+    """
+
+    files: tuple[tuple[Path, str], ...]
+    dicom: tuple[Path, ...]
+    problems: tuple[ProblemRow, ...]
+
+
+def problem(code: str, path: Path | str, message: str = "") -> ProblemRow:
+    """Make a line of problems.csv; without a message the code's meaning stands there."""
+    return ProblemRow(PROBLEMS[code].severity, code, str(path), message or PROBLEMS[code].meaning)
+
+
+def find_images(paths: Sequence[Path | str], *, skip: Sequence[Path | str] = (), progress: Progress = silent) -> Found:
+    """Look at every file under `paths`, following links, each file once.
+
+    Args:
+        skip: files and folders that are passed by, such as those of labels.
+
+    Raises:
+        UsageError: one of the paths does not exist.
+    """
+    for path in (*paths, *skip):
+        if not Path(path).exists():
+            raise UsageError("this path does not exist", where=str(path), fix="check its spelling")
+    skipped = {Path(path).resolve() for path in skip}
+    files: list[tuple[Path, str]] = []
+    dicom: list[Path] = []
+    problems: list[ProblemRow] = []
+    for count, path in enumerate(_files(paths, skipped, problems)):
+        if count % 100 == 0:
+            progress("looking for images", count, 0)
+        kind, code, message = _kind_of(path)
+        if kind == "dicom":
+            dicom.append(path)
+        elif kind:
+            files.append((path, kind))
+        elif code:
+            problems.append(problem(code, path, message))
+    return Found(tuple(files), tuple(dicom), tuple(problems))
+
+
+def case_name(path: Path | str) -> str:
+    """Return a file's name without extension: `case_01.nii.gz` is `case_01`."""
+    name = Path(path).name
+    for suffix in (".gz", ".nii", ".png", ".dcm"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+    return name
+
+
+def _files(paths: Sequence[Path | str], skipped: set[Path], problems: list[ProblemRow]) -> Iterator[Path]:
+    seen: set[Path] = set()
+    waiting = [Path(path) for path in sorted({str(path) for path in paths}, reverse=True)]
+    while waiting:
+        path = waiting.pop()
+        try:
+            real = path.resolve(strict=True)
+            if real in seen or real in skipped:
+                continue
+            seen.add(real)
+            if real.is_dir():
+                inside = sorted(path.iterdir(), reverse=True)
+                waiting.extend(child for child in inside if not _is_hidden(child.name))
+            elif real.is_file():
+                yield path.absolute()
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, in Python before 3.13
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            problems.append(problem("file-unreadable", path, f"cannot be opened: {reason.lower()}"))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _kind_of(path: Path) -> tuple[str, str, str]:
+    """Return (format, "", "") of an image, or ("", code, message) of a problem, or three empty words to skip."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(_FIRST_BYTES)
+    except OSError as error:
+        return "", "file-unreadable", f"cannot be opened: {(error.strerror or type(error).__name__).lower()}"
+    named = path.name.lower().endswith(_IMAGE_SUFFIXES)
+    if not first:
+        return ("", "file-empty", "") if named else ("", "", "")
+    if kind := _format_of(first):
+        return kind, "", ""
+    if first[:2] in (b"\x08\0", b"\x02\0") and first[3:4] == b"\0":
+        return "", "dicom-no-preamble", ""
+    for magic, name in _UNSUPPORTED:
+        if first.startswith(magic):
+            return "", "format-unsupported", f"the content is {name}"
+    if named:
+        truncated = len(first) < 352 or first[:2] == b"\x1f\x8b"
+        return "", "file-truncated" if truncated else "file-not-as-named", ""
+    if path.suffix.lower() in _OTHER_SUFFIXES or _is_text(first):
+        return "", "", ""
+    return "", "format-unknown", ""
+
+
+def _format_of(first: bytes) -> str:
+    from ..reading.nifti import is_nifti
+    from ..reading.picture import SIGNATURE
+
+    if first[:8] == SIGNATURE:
+        return "png"
+    if first[128:132] == b"DICM":
+        return "dicom"
+    if first[:2] == b"\x1f\x8b":
+        try:
+            first = zlib.decompressobj(wbits=31).decompress(first, 544)
+        except zlib.error:
+            return ""
+    return "nifti" if is_nifti(first) else ""
+
+
+def _is_text(first: bytes) -> bool:
+    if b"\0" in first:
+        return False
+    try:
+        first.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(first) - 4  # a letter cut in two at the end
+    return True
