@@ -26,7 +26,7 @@ class FinetuneConfig(Section):
     """Voxels of a crop, and of the window at inference; none takes the crop the encoder was trained on."""
     slice_axis: NonNegativeInt = 2
     """Axis of a volume along which a network of 2D images sees slices."""
-    label_fraction: float = Field(0.5, ge=0, le=1)
+    label_fraction: float = Field(default=0.5, ge=0, le=1)
     """Share of the crops centred on a labelled voxel, all classes alike."""
     learning_rate: PositiveFloat = 3e-3
     """Peak rate of AdamW for the network's body."""
@@ -46,11 +46,11 @@ class FinetuneConfig(Section):
     """Random rotation, scaling and shift of image and label together."""
     intensity: IntensityConfig = IntensityConfig()
     """Random gamma, contrast, brightness and noise of the image."""
-    overlap: float = Field(0.5, ge=0, lt=1)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
     """Share by which windows overlap at inference."""
     split: Literal["test", "validation"] = "test"
     """Images that are scored at the end."""
-    confidence: float = Field(0.95, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
     """Of the intervals."""
     seed: int = 0
     """Decides new weights, order of samples, and every augmentation."""

@@ -41,7 +41,7 @@ class ImageScore:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> ImageScore:
         """Take back what `to_dict` gave."""
-        return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+        return cls(value["image_id"], value["subject_id"], tuple(value["dice"]), tuple(value["hausdorff95_mm"]))
 
 
 def score_images(
@@ -115,4 +115,5 @@ def hausdorff_of(scores: Sequence[ImageScore]) -> NDArray[np.float64]:
 
 def patient_dice(scores: Sequence[ImageScore]) -> NDArray[np.float64]:
     """Return (P,): the Dice of each patient in sorted order, the mean over classes and then over its images."""
-    return per_patient(mean_of(dice_of(scores), 1)[None], [score.subject_id for score in scores])[0]
+    table = per_patient(mean_of(dice_of(scores), 1)[None], [score.subject_id for score in scores])
+    return np.asarray(table[0], dtype=np.float64)

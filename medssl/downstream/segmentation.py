@@ -35,6 +35,7 @@ class Segmentation(Method):
         classes: the values of the label map but 0, in rising order; class k is the k-th of them.
     """
 
+    values: Tensor
     needs: ClassVar[tuple[str, ...]] = ("image", "label", "affine")
 
     def __init__(self, config: FinetuneConfig, encoder: Segmenter, facts: Facts, *, classes: Sequence[int]) -> None:

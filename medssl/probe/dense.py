@@ -58,7 +58,7 @@ class ProbeConfig(Section):
     """Images that are scored; choose anything by `validation`, never by `test`."""
     every: NonNegativeInt = 500
     """Steps between two looks during pretraining, at the validation images; 0 never looks."""
-    confidence: float = Field(0.95, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
     """Of the intervals."""
 
 
@@ -148,15 +148,14 @@ def probe_encoder(
     if encoder.preparation and encoder.preparation.get("fingerprint") != store.preparation.get("fingerprint"):
         logger.warning("the store was prepared otherwise than the encoder's images; the probe may judge it too low")
     device = next(encoder.parameters()).device
-    wanted = {"window": config.window, "slice_axis": config.slice_axis}
 
     def arms(seed: int) -> dict[str, Arm]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(hash64(seed, "probe random weights") & ((1 << 63) - 1))
             fresh = encoder_from_spec(encoder.spec).to(device)
         return {
-            ENCODER: EncoderArm(encoder, **wanted),
-            RANDOM: EncoderArm(fresh, **wanted),
+            ENCODER: EncoderArm(encoder, window=config.window, slice_axis=config.slice_axis),
+            RANDOM: EncoderArm(fresh, window=config.window, slice_axis=config.slice_axis),
             NO_NETWORK: NoNetworkArm(config.sigmas_mm),
         }
 

@@ -1,0 +1,249 @@
+"""Fine-tuning: an encoder, or nothing, and a few labels to a segmenter that is scored on other patients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import Section, fingerprint, result_fields
+from ..errors import RunError
+from ..files import check_new, write_json
+from ..metrics import mean_of, per_patient
+from ..nets.config import DynUNetConfig
+from ..nets.encoder import save_network
+from ..nets.segmenter import Segmenter
+from ..nets.weights import Receipt
+from ..prepare import PrepareConfig
+from ..progress import Progress, silent
+from ..store import Store
+from ..train import TrainResult, train
+from .config import FinetuneConfig
+from .scoring import ImageScore, dice_of, hausdorff_of, patient_dice, score_images
+from .segmentation import Segmentation
+from .start import Design, Start, as_encoder, build_segmenter, label_loader, labelled, open_data, train_config
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A fine-tuned segmenter and its scores."""
+
+    out: Path
+    segmenter: Path
+    """Network folder."""
+    start: str
+    """`encoder` or `scratch`."""
+    scores: tuple[ImageScore, ...]
+    classes: tuple[int, ...]
+    """The values of the label map that `scores` go through."""
+    split: str
+    labelled: int
+    """Images it was trained on."""
+    training: TrainResult
+    receipt: Receipt | None
+    has_mm: bool = True
+
+    @property
+    def dice(self) -> float:
+        """The mean over patients."""
+        return float(mean_of(patient_dice(self.scores)))
+
+    def __str__(self) -> str:
+        patients = [score.subject_id for score in self.scores]
+        by_class = mean_of(per_patient_classes(dice_of(self.scores), patients), 0)
+        distances = hausdorff_of(self.scores)
+        by_distance = mean_of(per_patient_classes(distances, patients), 0)
+        missed = _missed(self.scores)
+        unit = "mm" if self.has_mm else "voxels (no spacing is known)"
+        lines = [
+            f"segmenter from {self.start}, {self.labelled} labelled images: Dice {self.dice:.3f} on "
+            f"{len(set(patients))} {self.split} patients",
+            *(
+                f"  label {value}: Dice {d:.3f}, 95% Hausdorff {h:.2f} {unit}"
+                for value, d, h in zip(self.classes, by_class, by_distance)
+            ),
+        ]
+        if missed:
+            lines.append(f"  not counted in distances: {missed} times a structure was missed or made up whole")
+        return "\n".join([*lines, f"network: {self.segmenter}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            "out": str(self.out),
+            "segmenter": str(self.segmenter),
+            "start": self.start,
+            "split": self.split,
+            "labelled_images": self.labelled,
+            "classes": list(self.classes),
+            "dice": self.dice,
+            "missed": _missed(self.scores),
+            "distance_unit": "mm" if self.has_mm else "voxel",
+            "scores": [score.to_dict() for score in self.scores],
+            "training": self.training.to_dict(),
+            "receipt": self.receipt.to_dict() if self.receipt is not None else None,
+        }
+
+
+def per_patient_classes(table: NDArray[np.float64], patients: Sequence[str]) -> NDArray[np.float64]:
+    """Average the images of each patient class by class: (images, K - 1) to (P, K - 1)."""
+    return per_patient(table.T, patients).T
+
+
+def _missed(scores: Sequence[ImageScore]) -> int:
+    return sum(d is not None and h is None for s in scores for d, h in zip(s.dice, s.hausdorff95_mm))
+
+
+def finetune(
+    encoder: Start,
+    data: Store | Path | str,
+    out: Path | str,
+    config: FinetuneConfig | None = None,
+    *,
+    images: Sequence[str] | None = None,
+    network: Section | None = None,
+    prepare: PrepareConfig | None = None,
+    allow_partial: bool = False,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> FinetuneResult:
+    """Train a segmenter on labelled images and score it on patients it has not seen.
+
+    Args:
+        encoder: an encoder, its folder or run; None (or "none") trains from scratch.
+        data: a store, an index, or a datalist (JSON); what is no store is prepared into `out/store` first.
+        out: the run: `segmenter/` (network folder), `scores.json`, `predictions/`, `metrics.jsonl`, `checkpoints/`.
+        config: the recipe's section `finetune`.
+        images: ids of the labelled images to train on; all of the split `train` unless given.
+        network: the section `encoder` to build from scratch; a small DynUNet unless given.
+        prepare: how to prepare data that is no store, where there is no encoder that knows.
+        allow_partial: accept an encoder folder that lacks weights.
+        resume: go on from the newest checkpoint in `out`.
+        progress: told of phases and steps.
+
+    Raises:
+        DataError: there are no labelled images to train on or to score.
+        RunError: `out` holds another run.
+        WeightsError: the encoder's weights do not fill the network.
+    """
+    config, out = config or FinetuneConfig(), Path(out)
+    loaded = as_encoder(encoder, allow_partial=allow_partial)
+    design = Design(loaded, loaded if loaded is not None else network or DynUNetConfig())
+    if not resume:
+        check_new(out)
+    store = open_data(
+        data,
+        out / "store",
+        preparation=loaded.preparation if loaded is not None else None,
+        prepare=prepare,
+        progress=progress,
+    )
+    chosen = tuple(images) if images is not None else labelled(store, "train")
+    scored = labelled(store, config.split)
+    _claim(out, design, store, config, chosen)
+    segmenter, training = train_segmenter(design, store, config, chosen, out, resume=resume, progress=progress)
+    saved = save_network(
+        out / "segmenter",
+        segmenter,
+        preparation=store.preparation,
+        card=_card(design, store, config, chosen, segmenter),
+    )
+    scores = score_images(segmenter, store, scored, progress=progress, keep=_keeper(out / "predictions", store))
+    result = FinetuneResult(
+        out=out,
+        segmenter=saved,
+        start="encoder" if loaded is not None else "scratch",
+        scores=scores,
+        classes=store.classes,
+        split=config.split,
+        labelled=len(chosen),
+        training=training,
+        receipt=segmenter.receipt,
+        has_mm=all(store.row(image_id).spacing_mm is not None for image_id in scored),
+    )
+    write_json(out / "scores.json", result.to_dict())
+    return result
+
+
+def train_segmenter(
+    design: Design,
+    store: Store,
+    config: FinetuneConfig,
+    images: Sequence[str],
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> tuple[Segmenter, TrainResult]:
+    """Build a segmenter and train it on these images; returns it in eval mode, on the device it was trained on."""
+    segmenter = build_segmenter(design, store, config, images)
+    loader = label_loader(store, config, segmenter.shape, images)
+    try:
+        method = Segmentation(config, segmenter, loader.facts(config.steps), classes=store.classes)
+        result = train(method, loader, train_config(config), out, resume=resume, progress=progress, name="fine-tune")
+    finally:
+        loader.close()
+    return segmenter.eval(), result
+
+
+def _claim(out: Path, design: Design, store: Store, config: FinetuneConfig, images: Sequence[str]) -> None:
+    """Write what decides the run into its folder, or check that it is the same run that is there."""
+    known = {
+        "task": "segmentation",
+        "start": design.fingerprint,
+        "from_scratch": design.encoder is None,
+        "store": store.fingerprint,
+        "images": list(images),
+        "finetune": result_fields(config),
+    }
+    path = out / "finetune.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if fingerprint(before) != fingerprint(known):
+            changed = [key for key in known if before.get(key) != known[key]]
+            raise RunError(
+                f"the run was started otherwise: another {', '.join(changed)}",
+                where=str(out),
+                fix="resume with the same values, or name a new folder",
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, known)
+
+
+def _keeper(folder: Path, store: Store) -> Callable[[str, NDArray[np.int64]], None]:
+    """Return a function that keeps a segmentation as NIfTI, in the label map's own values, on the store's grid."""
+    values = np.array((0, *store.classes))
+    dtype = np.uint8 if values.max() < 256 else np.int16
+
+    def keep(image_id: str, found: NDArray[np.int64]) -> None:
+        import nibabel
+
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = nibabel.Nifti1Image(values[found].astype(dtype), store.affine(image_id))
+        nibabel.save(picture, folder / f"{image_id}.nii.gz")
+
+    return keep
+
+
+def _card(design: Design, store: Store, config: FinetuneConfig, images: Sequence[str], segmenter: Segmenter) -> str:
+    patients = len({store.row(image_id).subject_id for image_id in images})
+    origin = "a pretrained encoder" if design.encoder is not None else "random weights"
+    values = ", ".join(f"{k} = {name}" for k, name in enumerate(segmenter.labels))
+    return f"""# segmenter
+
+A {segmenter.spec["encoder"]["name"]} for segmentation of {sum(p.numel() for p in segmenter.parameters()):,} parameters,
+trained from {origin}.
+
+- Classes: {values} (the value in the label maps it learned from).
+- Data: {len(images)} labelled images of {patients} patients, {config.steps} steps of {config.batch_size} crops of
+  {" x ".join(str(n) for n in segmenter.shape)} voxels.
+- Preparation: `preparation.json`; images must go through it first.
+- Scores: `scores.json` of its run, on the split `{config.split}`.
+
+Not known: how it does on other scanners, sites or patients than those it saw. It is no medical device.
+"""

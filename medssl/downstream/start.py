@@ -1,0 +1,197 @@
+"""What a downstream run starts from: labelled data, opened or prepared, and a task network, with or without weights."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..batch import hash64
+from ..config import Section, fingerprint
+from ..errors import DataError, RecipeError, UsageError
+from ..loading import Loader, LoaderConfig
+from ..nets.encoder import Encoder, load_encoder
+from ..nets.segmenter import Segmenter, load_encoder_into, segmenter_for
+from ..prepare import PrepareConfig, build_store, build_store_from_datalist, config_of
+from ..progress import Progress, silent
+from ..store import Store
+from ..train import TrainConfig
+from .config import FinetuneConfig
+
+logger = logging.getLogger(__name__)
+
+Start = Encoder | Path | str | None
+"""An encoder, its folder, the run that holds it; or None: from scratch."""
+
+_LARGEST = {2: 256, 3: 96}
+
+
+@dataclass(frozen=True)
+class Design:
+    """An architecture, and the weights it begins with: an encoder's, or none."""
+
+    encoder: Encoder | None
+    network: Encoder | Section
+    """What the task network is built for: the encoder, another arm's encoder, or a recipe's section `encoder`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of architecture and weights by their content."""
+        shape = self.network.spec if isinstance(self.network, Encoder) else self.network
+        return fingerprint([shape, weights_fingerprint(self.encoder) if self.encoder is not None else None])
+
+
+def weights_fingerprint(encoder: Encoder) -> str:
+    """Return 16 hexadecimal digits that name an encoder's weights by their values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def as_encoder(start: Start, *, allow_partial: bool = False) -> Encoder | None:
+    """Load an encoder unless it is one already; the word `none` means none."""
+    if start is None or isinstance(start, Encoder):
+        return start
+    return None if str(start) == "none" else load_encoder(start, allow_partial=allow_partial)
+
+
+def open_data(
+    data: Store | Path | str,
+    out: Path,
+    *,
+    preparation: Mapping[str, Any] | None = None,
+    prepare: PrepareConfig | None = None,
+    progress: Progress = silent,
+) -> Store:
+    """Open labelled images; an index or a datalist is prepared into `out` first.
+
+    Args:
+        data: a store, its folder, the folder of an index, or a datalist as MONAI and the Decathlon write it (JSON).
+        out: folder of a store to be made, where one has to be.
+        preparation: an encoder's, which its images must go through too.
+        prepare: a recipe's, used where there is no encoder.
+        progress: told of the preparation.
+
+    Raises:
+        DataError: there is no such data, or no label map in it.
+        UsageError: images must be prepared, and nothing says how.
+    """
+    if isinstance(data, Store):
+        return data
+    path = Path(data)
+    if path.is_file() or (path / "index.parquet").is_file():
+        config = config_of(preparation) if preparation else prepare
+        if config is None:
+            raise UsageError("nothing says how to prepare these images", where=str(path), fix="give --recipe")
+        build = build_store_from_datalist if path.is_file() else build_store
+        path = build(path, config, out, progress=progress).folder
+    store = Store.open(path)
+    if not store.classes:
+        raise DataError("no image of the store has a label map", where=str(path), fix="give labels to `medssl index`")
+    if preparation and preparation.get("fingerprint") != store.preparation.get("fingerprint"):
+        logger.warning("the store was prepared otherwise than the encoder's images; its features may not fit")
+    return store
+
+
+def labelled(store: Store, split: str) -> tuple[str, ...]:
+    """Return the images of a split that have label maps.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = tuple(image_id for image_id in store.ids_of(split) if store.row(image_id).labelled)
+    if not found:
+        raise DataError(
+            f"no labelled images in split {split!r}",
+            where=str(store.folder),
+            fix="give labels to `medssl index`, or score another split (finetune.split)",
+        )
+    return found
+
+
+def build_segmenter(design: Design, store: Store, config: FinetuneConfig, images: Sequence[str]) -> Segmenter:
+    """Build the task network for a store's classes, and put the encoder's weights into it.
+
+    The new weights are drawn from `config.seed` alone: with equal seeds, all arms begin with the same output block.
+
+    Raises:
+        DataError: the images have another number of channels than the encoder.
+        RecipeError: crop and network do not fit.
+    """
+    rows = [store.row(image_id) for image_id in images]
+    channels, volumes = {row.channels for row in rows}, rows[0].kind == "volume"
+    wanted = design.network.spec["channels"] if isinstance(design.network, Encoder) else min(channels)
+    if channels != {wanted}:
+        raise DataError(
+            f"the images have {', '.join(map(str, sorted(channels)))} channels, the network {wanted}",
+            where=str(store.folder),
+            fix="prepare images with as many channels as the encoder saw",
+        )
+    crop = config.crop or _default_crop(design, store, images)
+    if len(crop) == 3 and not volumes:
+        raise RecipeError("a network of volumes cannot see 2D images", where="finetune.crop", fix="give two numbers")
+    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(hash64(config.seed, "segmenter weights") & ((1 << 63) - 1))
+        segmenter = segmenter_for(
+            design.network,
+            len(store.classes) + 1,
+            labels=("background", *(f"label {value}" for value in store.classes)),
+            shape=crop,
+            channels=wanted,
+            overlap=config.overlap,
+            slice_axis=config.slice_axis if volumes and len(crop) == 2 else None,
+        )
+    if design.encoder is not None:
+        load_encoder_into(segmenter, design.encoder)
+    segmenter.preparation = dict(store.preparation)
+    return segmenter
+
+
+def _default_crop(design: Design, store: Store, images: Sequence[str]) -> tuple[int, ...]:
+    """Return the crop the encoder was trained on; for a section alone, the images' middle size in whole strides."""
+    if isinstance(design.network, Encoder):
+        return tuple(int(n) for n in design.network.spec["shape"])
+    middle = np.median([store.shape(image_id) for image_id in images], axis=0)
+    step = 16
+    return tuple(int(min(math.ceil(n / step) * step, _LARGEST[len(middle)])) for n in middle)
+
+
+def label_loader(store: Store, config: FinetuneConfig, crop: tuple[int, ...], images: Sequence[str]) -> Loader:
+    """Return crops of labelled images, an order and augmentation that `config.seed` alone decides."""
+    slices: Any = config.slice_axis if len(crop) == 2 and store.row(images[0]).kind == "volume" else "none"
+    section = LoaderConfig(
+        batch_size=config.batch_size,
+        crop=crop,
+        label_fraction=config.label_fraction,
+        slices=slices,
+        workers=config.workers,
+    )
+    return Loader(store, section, config.seed, labels=True, ids=tuple(images))
+
+
+def train_config(config: FinetuneConfig) -> TrainConfig:
+    """Return what the engine needs to know of a section `finetune`."""
+    return TrainConfig(
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.999),
+        warmup_steps=min(config.warmup_steps, max(0, config.steps // 2)),
+        clip=config.clip,
+        precision=config.precision,
+        microbatches=config.microbatches,
+        seed=config.seed,
+        checkpoint_steps=config.checkpoint_steps,
+        device=config.device,
+        keep_checkpoints=1,
+    )
