@@ -56,6 +56,11 @@ class StoreResult:
     """Images that an earlier, interrupted preparation had done."""
     finished_before: bool = False
 
+    @property
+    def store(self) -> Path:
+        """The store's folder."""
+        return self.folder
+
     def __fspath__(self) -> str:
         return os.fspath(self.folder)
 
