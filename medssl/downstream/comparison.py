@@ -219,6 +219,21 @@ def compare_encoders(
     return result
 
 
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Read numbers with commas between, as the command line has them.
+
+    Raises:
+        UsageError: something else stands there.
+    """
+    try:
+        counts = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise UsageError(f"--counts {text!r} are no numbers of images", fix="as in --counts 2,4,8")
+    return counts
+
+
 def _make(out: Path) -> None:
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
