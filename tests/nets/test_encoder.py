@@ -1,0 +1,226 @@
+"""Laws every encoder obeys: what its maps are, what it keeps, and that MONAI's class computes the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import monai.networks.nets
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medssl.errors import DataError, RecipeError, WeightsError
+from medssl.nets.dynunet import dynunet_arguments
+from medssl.nets.encoder import (
+    DynUNetConfig,
+    Encoder,
+    SegResNetConfig,
+    ViTConfig,
+    build_encoder,
+    encoder_from_spec,
+    load_encoder,
+    save_network,
+)
+from medssl.nets.segresnet import segresnet_arguments
+from medssl.nets.vit import vit_arguments
+from medssl.nets.weights import read_weights
+
+# The smallest of each kind, in 3D and 2D, with an axis that differs from the others.
+SMALL: dict[str, tuple[Any, tuple[int, ...], tuple[float, ...] | None]] = {
+    "dynunet-3d": (DynUNetConfig(channels=(8, 8, 16), features=4), (16, 24, 16), (1.0, 1.0, 3.0)),
+    "dynunet-2d": (DynUNetConfig(channels=(8, 8, 16), features=4, strides=(1, 2, (2, 1))), (16, 24), None),
+    "segresnet-3d": (
+        SegResNetConfig(channels=8, blocks_down=(1, 1), blocks_up=(1,), features=4),
+        (8, 12, 8),
+        (1.0, 1.0, 1.0),
+    ),
+    "segresnet-2d": (SegResNetConfig(channels=8, blocks_down=(1, 1, 1), blocks_up=(1, 1)), (16, 24), None),
+    "vit-3d": (ViTConfig(patch=(4, 8, 4), width=36, depth=4, heads=2, mlp=40), (8, 24, 12), (1.0, 1.0, 2.0)),
+    "vit-2d": (ViTConfig(patch=8, width=24, depth=2, heads=2, mlp=40), (16, 24), None),
+}
+every_encoder = pytest.mark.parametrize("kind", list(SMALL))
+
+
+def build(kind: str, channels: int = 2) -> Encoder:
+    torch.manual_seed(0)
+    config, shape, spacing = SMALL[kind]
+    return build_encoder(config, channels=channels, shape=shape, spacing_mm=spacing)
+
+
+def image(kind: str, batch: int = 2, channels: int = 2) -> torch.Tensor:
+    return torch.randn(batch, channels, *SMALL[kind][1], generator=torch.Generator().manual_seed(1))
+
+
+@every_encoder
+def test_maps_have_the_channels_and_strides_that_the_encoder_states(kind: str) -> None:
+    encoder, x = build(kind), image(kind)
+    maps = encoder(x)
+    assert len(maps) == len(encoder.out_channels) == len(encoder.strides)
+    for level, channels, stride in zip(maps, encoder.out_channels, encoder.strides):
+        assert level.shape == (2, channels, *(n // s for n, s in zip(x.shape[2:], stride)))
+    assert encoder.kind == ("volume" if kind.endswith("3d") else "image2d")
+    assert encoder.pooled(x).shape == (2, encoder.out_channels[-1])
+
+
+@every_encoder
+def test_a_batch_gives_the_maps_of_its_samples_one_by_one(kind: str) -> None:
+    encoder, x = build(kind).eval(), image(kind, batch=3)
+    for i in range(3):
+        for whole, single in zip(encoder(x), encoder(x[i : i + 1])):
+            torch.testing.assert_close(whole[i : i + 1], single, rtol=1e-4, atol=1e-4)
+
+
+@every_encoder
+def test_every_trained_parameter_gets_a_gradient_from_the_finest_map(kind: str) -> None:
+    encoder = build(kind)
+    encoder(image(kind))[0].square().mean().backward()
+    assert [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@every_encoder
+def test_pooled_is_the_mean_of_the_deepest_map(kind: str) -> None:
+    encoder, x = build(kind).eval(), image(kind)
+    deepest = encoder(x)[0 if kind.startswith("vit") else -1]
+    torch.testing.assert_close(encoder.pooled(x), deepest.flatten(2).mean(2))
+
+
+@every_encoder
+def test_the_spec_survives_json_and_builds_the_same_network(kind: str) -> None:
+    encoder = build(kind)
+    again = encoder_from_spec(json.loads(json.dumps(encoder.spec)))
+    assert again.spec == encoder.spec
+    again.net.load_state_dict(encoder.net.state_dict())
+    for one, two in zip(encoder.eval()(image(kind)), again.eval()(image(kind))):
+        assert torch.equal(one, two)
+
+
+@every_encoder
+def test_saved_and_loaded_it_computes_the_same_and_saves_the_same_bytes(kind: str, tmp_path: Path) -> None:
+    encoder = build(kind)
+    save_network(tmp_path / "one", encoder, preparation={"spacing_mm": [1, 1, 1]}, card="# card")
+    loaded = load_encoder(tmp_path / "one")
+    assert not loaded.training
+    assert loaded.preparation == {"spacing_mm": [1, 1, 1]}
+    assert loaded.receipt is not None
+    assert not loaded.receipt.missing
+    for one, two in zip(encoder.eval()(image(kind)), loaded(image(kind))):
+        assert torch.equal(one, two)
+    save_network(tmp_path / "two", loaded, preparation={"spacing_mm": [1, 1, 1]}, card="# card")
+    for name in ("config.json", "model.safetensors", "preparation.json", "README.md"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@every_encoder
+def test_the_file_loads_strictly_into_monais_class_which_computes_the_same(kind: str, tmp_path: Path) -> None:
+    encoder, x = build(kind).eval(), image(kind)
+    config, shape, _ = SMALL[kind]
+    weights = read_weights(save_network(tmp_path, encoder, preparation={}, card="") / "model.safetensors")
+    if kind.startswith("dynunet"):
+        arguments = dynunet_arguments(config, channels=2, axes=len(shape), out_channels=config.features)
+        net: Any = monai.networks.nets.DynUNet(**arguments)
+    elif kind.startswith("segresnet"):
+        arguments = segresnet_arguments(config, channels=2, axes=len(shape), out_channels=config.features)
+        net = monai.networks.nets.SegResNet(**arguments)
+    else:
+        net = monai.networks.nets.ViT(**vit_arguments(config, channels=2, shape=shape))
+    net.load_state_dict(weights, strict=True)
+    theirs = net.eval()(x)
+    if kind.startswith("vit"):
+        tokens, hidden = theirs
+        torch.testing.assert_close(encoder.tokens(x), tokens, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(encoder(x)[-1].flatten(2), hidden[encoder.taps[0]].mT, rtol=1e-5, atol=1e-5)
+    else:
+        torch.testing.assert_close(encoder(x)[0], theirs, rtol=1e-5, atol=1e-5)
+
+
+@every_encoder
+def test_only_the_network_is_a_child_of_the_encoder(kind: str) -> None:
+    assert [name for name, _ in build(kind).named_children()] == ["net"]
+
+
+@every_encoder
+def test_an_image_that_does_not_fit_the_strides_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="voxels"):
+        build(kind)(torch.zeros(1, 2, *(n + 1 for n in SMALL[kind][1])))
+
+
+@given(extra=st.integers(0, 2))
+def test_a_u_net_sees_any_multiple_of_its_strides(extra: int) -> None:
+    encoder = build("dynunet-3d")
+    shape = tuple(n + extra * m for n, m in zip((16, 24, 16), encoder.multiple))
+    assert encoder(torch.zeros(1, 2, *shape))[0].shape[2:] == tuple(n // 2 for n in shape)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (DynUNetConfig(), (20, 40, 32)),
+        (DynUNetConfig(), (8, 8, 8)),
+        (DynUNetConfig(strides=(2, 2, (2, 2))), (16, 16, 16)),
+        (SegResNetConfig(), (12, 16, 16)),
+        (ViTConfig(patch=16), (24, 32, 32)),
+        (DynUNetConfig(), (4, 16, 16, 16)),
+    ],
+    ids=["odd crop", "one voxel left", "strides of 2D", "odd crop segresnet", "broken patches", "four axes"],
+)
+def test_a_crop_that_does_not_fit_the_network_is_a_recipe_error(config: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RecipeError):
+        build_encoder(config, channels=1, shape=shape)
+
+
+def test_the_smallest_accepted_crop_can_be_trained_on() -> None:
+    encoder = build_encoder(DynUNetConfig(channels=(8, 8, 8)), channels=1, shape=(16, 8, 8))
+    encoder(torch.randn(1, 1, 16, 8, 8))[0].sum().backward()
+
+
+def test_weights_of_a_recipe_come_from_a_run_a_folder_or_a_file_alike(tmp_path: Path) -> None:
+    config, shape, spacing = SMALL["dynunet-3d"]
+    encoder = build("dynunet-3d")
+    folder = save_network(tmp_path / "run" / "encoder", encoder, preparation={}, card="")
+    for path in (tmp_path / "run", folder, folder / "model.safetensors"):
+        torch.manual_seed(5)
+        started = build_encoder(
+            config.model_copy(update={"weights": path}), channels=2, shape=shape, spacing_mm=spacing
+        )
+        assert started.receipt is not None
+        assert all(torch.equal(a, b) for a, b in zip(started.parameters(), encoder.parameters()))
+
+
+def test_weights_of_another_width_are_refused_with_their_names(tmp_path: Path) -> None:
+    folder = save_network(tmp_path / "encoder", build("dynunet-3d"), preparation={}, card="")
+    config = DynUNetConfig(channels=(8, 8, 24), features=4, weights=folder)
+    with pytest.raises(WeightsError, match=r"bottleneck.*\(other shape\)"):
+        build_encoder(config, channels=2, shape=(16, 24, 16))
+
+
+def test_a_network_without_one_weight_loads_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    encoder = build("segresnet-3d")
+    folder = save_network(tmp_path / "encoder", encoder, preparation={}, card="")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["convInit.conv.weight"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"convInit\.conv\.weight"):
+        load_encoder(folder)
+    partial = load_encoder(folder, allow_partial=True)
+    assert partial.receipt is not None
+    assert partial.receipt.missing == ("convInit.conv.weight",)
+
+
+@pytest.mark.parametrize("damage", ["no folder", "empty", "no json", "new format", "unknown kind"])
+def test_a_folder_that_is_no_network_is_one_clear_line(damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    if damage != "no folder":
+        folder.mkdir()
+    if damage in ("no json", "new format", "unknown kind"):
+        save_network(folder, build("vit-2d"), preparation={}, card="")
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"format": 99} if damage == "new format" else {"kind": "quine"}
+        (folder / "config.json").write_text("{" if damage == "no json" else json.dumps(config))
+    with pytest.raises(DataError) as caught:
+        load_encoder(folder)
+    assert "\n" not in str(caught.value)
