@@ -113,7 +113,7 @@ class Anatomy(Method):
         # A mean over images of each image's own mean over its points, so that every image counts alike.
         value = ((there + back) / 2).unflatten(0, valid.shape)
         contrast = ((value * valid).sum(1) / valid.sum(1).clamp_min(1)).mean()
-        return Losses.of(contrast=contrast, seen={"features": own.mean(1)})
+        return Losses.of(contrast=contrast, seen={"features": own[:, 0]})  # one point an image: enough to see a collapse
 
     def _embed(self, view: Tensor, points: Tensor) -> Tensor:
         maps = self.encoder(view)
