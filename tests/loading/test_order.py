@@ -44,5 +44,3 @@ def test_epochs_seeds_and_streams_differ_in_order() -> None:
 def test_numbers_are_the_same_on_every_machine() -> None:
     numbers = Numbers(-5)
     assert [numbers.below(1000) for _ in range(5)] == [876, 14, 866, 677, 964]
-
-
