@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from labelled_store import ellipsoids, write_labelled_store
 from torch import Tensor, nn
 
 from medssl.errors import DataError
@@ -20,6 +19,8 @@ from medssl.probe.arms import EncoderArm, NoNetworkArm, Picture, read_picture
 from medssl.probe.dense import fit_arm, score_image
 from medssl.probe.readout import Readout
 from medssl.store import Store
+
+from ..labelled_store import ellipsoids, write_labelled_store
 
 SPLITS = ("train",) * 4 + ("validation",) + ("test",) * 2
 

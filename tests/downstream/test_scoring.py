@@ -1,0 +1,77 @@
+"""Laws of scoring whole images."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from medssl.downstream import FinetuneConfig, ImageScore
+from medssl.downstream.scoring import class_numbers, hausdorff_of, patient_dice, score_image, score_images
+from medssl.downstream.start import Design, build_segmenter
+from medssl.nets.encoder import Encoder
+from medssl.store import Store
+
+
+def test_a_perfect_segmentation_scores_one_and_zero_mm(store: Store) -> None:
+    row = store.row(store.ids[0])
+    label = store.label(store.ids[0])[0].astype(np.int64)
+    score = score_image(label, label, row, classes=3)
+    assert score.dice == (1.0, 1.0)
+    assert score.hausdorff95_mm == (0.0, 0.0)
+
+
+def test_distances_are_in_mm_of_the_images_own_spacing(store: Store) -> None:
+    row = store.row(store.ids[0])  # 1, 0.5, 2 mm
+    label = np.zeros(row.shape, np.int64)
+    label[5, 5, 5] = 1
+    for axis, mm in enumerate((1.0, 0.5, 2.0)):
+        assert score_image(np.roll(label, 2, axis), label, row, classes=3).hausdorff95_mm[0] == pytest.approx(2 * mm)
+
+
+def test_what_was_missed_has_dice_zero_and_no_distance_and_what_is_nowhere_has_neither(store: Store) -> None:
+    row = store.row(store.ids[0])
+    label = np.zeros(row.shape, np.int64)
+    label[2:4] = 1
+    score = score_image(np.zeros_like(label), label, row, classes=3)
+    assert score.dice == (0.0, None)
+    assert score.hausdorff95_mm == (None, None)
+    assert ImageScore.from_dict(json.loads(json.dumps(score.to_dict()))) == score
+
+
+def test_images_of_one_patient_count_as_one() -> None:
+    scores = [ImageScore(str(i), p, (d,), (1.0,)) for i, (p, d) in enumerate([("b", 0.2), ("a", 1.0), ("b", 0.4)])]
+    np.testing.assert_allclose(patient_dice(scores), [1.0, 0.3])
+    assert hausdorff_of(scores).shape == (3, 1)
+
+
+def test_class_numbers_follow_the_values() -> None:
+    np.testing.assert_array_equal(class_numbers(np.array([0, 255, 3, 0]), (3, 255)), [0, 2, 1, 0])
+
+
+def test_scoring_leaves_the_segmenter_in_its_mode_and_hands_on_what_it_found(
+    store: Store, encoder: Encoder, quick: FinetuneConfig
+) -> None:
+    segmenter = build_segmenter(Design(None, encoder), store, quick, store.ids).train()
+    kept: dict[str, np.ndarray] = {}
+    scores = score_images(segmenter, store, store.ids_of("test"), keep=kept.__setitem__)
+    assert segmenter.training
+    assert [score.image_id for score in scores] == list(store.ids_of("test"))
+    for score in scores:
+        label = store.label(score.image_id)[0].astype(np.int64)
+        assert kept[score.image_id].shape == store.shape(score.image_id)
+        assert score == score_image(kept[score.image_id], label, store.row(score.image_id), classes=3)
+
+
+def test_a_network_of_slices_segments_a_volume_slice_by_slice(store: Store, quick: FinetuneConfig) -> None:
+    from medssl.nets.encoder import DynUNetConfig
+
+    flat = quick.model_copy(update={"crop": (16, 16), "slice_axis": 2})
+    network = DynUNetConfig(channels=(8, 8, 8), features=8, strides=(1, 2, 2))
+    segmenter = build_segmenter(Design(None, network), store, flat, store.ids).eval()
+    image = torch.rand(1, 1, 16, 16, 5)
+    found = segmenter.predict(image)
+    one = segmenter.predict(image[..., 2:3])
+    torch.testing.assert_close(found[..., 2:3], one, atol=1e-5, rtol=1e-5)
