@@ -88,9 +88,7 @@ def test_reading_without_a_box_gives_the_whole_image_and_label(folder: Path, vox
 @pytest.mark.parametrize(
     ("start", "size"), [((-1, 0, 0), (4, 4, 4)), ((68, 0, 0), (4, 4, 4)), ((0, 0, 0), (4, 0, 4)), ((0, 0), (4, 4))]
 )
-def test_a_box_that_leaves_the_image_is_refused(
-    folder: Path, start: tuple[int, ...], size: tuple[int, ...]
-) -> None:
+def test_a_box_that_leaves_the_image_is_refused(folder: Path, start: tuple[int, ...], size: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"leaves the image|need 3 numbers"):
         Store.open(folder).read("volume", start, size)
 
