@@ -83,8 +83,7 @@ def to_voxel(affine: ArrayLike, points_mm: ArrayLike) -> Floats:
     """Map RAS+ mm (..., 3) to voxel indices (..., 3), not rounded."""
     matrix = _matrix(affine)
     offset = np.asarray(points_mm, dtype=np.float64) - matrix[:3, 3]
-    out: Floats = np.linalg.solve(matrix[:3, :3], offset[..., None])[..., 0]
-    return out
+    return np.asarray(np.linalg.solve(matrix[:3, :3], offset[..., None])[..., 0], dtype=np.float64)
 
 
 def corners_mm(affine: ArrayLike, shape: Sequence[int]) -> Floats:

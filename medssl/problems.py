@@ -63,7 +63,7 @@ PROBLEMS: dict[str, Problem] = {
     "dicom-multiframe": _error("several frames in one file are not read yet", "convert it by dcm2niix"),
     "dicom-mosaic": _error("the file is a mosaic: a whole volume as tiles", "convert it by dcm2niix"),
     "dicom-geometry-missing": _error("position, orientation or pixel spacing is missing", "export the series again"),
-    "dicom-single-slice": _error("one slice alone has no spacing along its normal", "copy the whole series"),
+    "dicom-too-few-slices": _error("less than three slices: no gap to compare with", "copy the whole series"),
     "dicom-slices-missing": _error("slices are not evenly spaced", "copy the series again"),
     "dicom-slices-duplicate": _error("two slices have the same position", "remove the copies"),
     "dicom-several-volumes": _error("each position occurs several times", "split phases or echoes into series"),

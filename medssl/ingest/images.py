@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +120,22 @@ def _series(
     for instances in series.values():
         for folder in sorted({Path(instance.path).parent for instance in instances} & unreadable):
             problems.append(problem("dicom-neighbour-unreadable", folder))
-        yield tuple(instances)
+        yield _without_copies(instances, problems)
+
+
+def _without_copies(instances: Sequence[Instance], problems: list[ProblemRow]) -> tuple[Instance, ...]:
+    """Drop slices equal to one in another folder: the series is kept twice. Equal ones in one folder stay: an error."""
+    home: dict[str, Path] = {}
+    kept, copies = [], Counter[Path]()
+    for instance in instances:
+        folder = Path(instance.path).parent
+        if home.setdefault(instance.digest, folder) == folder:
+            kept.append(instance)
+        else:
+            copies[folder] += 1
+    for folder, count in copies.items():
+        problems.append(problem("image-duplicate", folder, f"{count} slices are copies of others of their series"))
+    return tuple(kept)
 
 
 def _checked(image: Image) -> Image:

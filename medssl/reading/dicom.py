@@ -46,6 +46,8 @@ def assemble(instances: Sequence[Instance]) -> Series:
     _check_each(instances)
     _check_equal(instances)
     _check_rescale(instances)
+    if (tilt := max(abs(instance.tilt) for instance in instances)) > _TILT_TOLERANCE_DEGREES:
+        raise ReadError("dicom-tilted", f"the gantry was tilted by {tilt:g} degrees")
     first = instances[0]
     assert first.orientation is not None
     assert first.pixel_spacing is not None
@@ -130,8 +132,8 @@ def _check_each(instances: Sequence[Instance]) -> None:
             raise ReadError("dicom-geometry-missing", message, where=lacking[0])
     if min(instances[0].pixel_spacing or (0.0,)) <= 0:
         raise ReadError("dicom-geometry-missing", f"the pixel spacing is {instances[0].pixel_spacing}")
-    if len(instances) == 1:
-        raise ReadError("dicom-single-slice", "the series has one slice", where=instances[0].path)
+    if len(instances) < 3:  # a gap is trusted because another one is equal
+        raise ReadError("dicom-too-few-slices", f"the series has {len(instances)} slices", where=instances[0].path)
 
 
 def _check_equal(instances: Sequence[Instance]) -> None:
@@ -167,9 +169,6 @@ def _check_rescale(instances: Sequence[Instance]) -> None:
         raise ReadError("dicom-rescale-missing", "the rescale slope is 0")
     if instances[0].sop_class == CT and instances[0].rescale_type not in ("", "HU"):
         raise ReadError("dicom-rescale-missing", "the rescale type is not HU")
-    tilts = [abs(i.tilt) for i in instances]
-    if max(tilts) > _TILT_TOLERANCE_DEGREES:
-        raise ReadError("dicom-tilted", f"the gantry was tilted by {max(tilts):g} degrees")
 
 
 def _slice_spacing(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> float:

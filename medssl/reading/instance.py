@@ -140,6 +140,8 @@ def _gathered(dataset: Any, path: str) -> Instance:
     sop_class = _text(dataset, "SOPClassUID") or str(getattr(meta, "MediaStorageSOPClassUID", ""))
     # Only where neither place names the class does the modality decide.
     sop_class = sop_class or {"CT": CT, "MR": MR}.get(modality, "")
+    if not sop_class:
+        raise ReadError("file-corrupt", "the file does not say what it holds (no SOP class)", where=path)
     shape = (int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0))
     slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
     position, orientation = (

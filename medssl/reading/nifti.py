@@ -69,11 +69,11 @@ def read_nifti(path: str) -> Voxels:
         first = file.read(_HEADER_BYTES)
         header = _parsed(first, path)
         checked = _checked(header, path)
-        end = _data_end(header)
-        content = first + file.read(max(0, end - len(first)))
-        _long_enough(header, len(content), path)
-        while file.read(_CHUNK):  # gzip's checksum stands at its end
-            pass
+        content, end = bytearray(first), _data_end(header)
+        # In pieces, because the header may claim more than there is; past the voxels too, for gzip's checksum is there.
+        while piece := file.read(_CHUNK):
+            content += piece[: max(0, end - len(content))]
+    _long_enough(header, len(content), path)
     stored = np.frombuffer(content, header.get_data_dtype(), math.prod(checked.shape), int(header["vox_offset"]))
     slope, intercept = _scale(header, path)
     try:
@@ -85,7 +85,7 @@ def read_nifti(path: str) -> Voxels:
 @contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
     """Open plain or gzipped content; what goes wrong while it is read becomes a ReadError."""
-    from isal import igzip, isal_zlib
+    from isal import igzip
 
     try:
         with Path(path).open("rb") as raw:
@@ -98,11 +98,17 @@ def _opened(path: str) -> Iterator[BinaryIO]:
                 yield raw
     except EOFError as error:
         raise ReadError("file-truncated", "the compressed data ends too early", where=path) from error
-    except (gzip.BadGzipFile, isal_zlib.IsalError, zlib.error) as error:
+    except (gzip.BadGzipFile, zlib.error) as error:
         raise ReadError("file-corrupt", "the compressed data is damaged", where=path) from error
+    except ReadError:
+        raise
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise ReadError("file-unreadable", f"the file cannot be opened: {reason}", where=path) from error
+    except Exception as error:
+        if type(error).__name__ != "IsalError":  # isal's own error, which its type stubs do not know as one
+            raise
+        raise ReadError("file-corrupt", "the compressed data is damaged", where=path) from error
 
 
 def _parsed(first: bytes, path: str) -> Any:
