@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -35,7 +36,7 @@ from .voxels import ToPrepare, prepare_image
 
 logger = logging.getLogger(__name__)
 
-SMALL = 50_000_000
+SMALL = 200_000_000
 """Voxels below which starting processes costs more than they save."""
 
 Problems = tuple[tuple[str, str, str], ...]
@@ -99,6 +100,7 @@ def build_store(
             image_id=row.image_id,
             subject_id=row.subject_id,
             kind=row.kind,
+            shape=row.shape,
             source=index.location(row.image_id),
             label_source=index.label_location(row.image_id),
             split=row.split,
@@ -109,10 +111,9 @@ def build_store(
         )
         for row in index.rows
     ]
-    voxels = sum(_count(row.shape) for row in index.rows)
     card = index.folder / "card.md"
     text = card.read_text("utf-8") if card.is_file() else ""
-    return fill_store(items, config, Path(out), source=index.fingerprint, card=text, voxels=voxels, progress=progress)
+    return fill_store(items, config, Path(out), source=index.fingerprint, card=text, progress=progress)
 
 
 def fill_store(
@@ -122,14 +123,12 @@ def fill_store(
     *,
     source: str,
     card: str = "",
-    voxels: int = 0,
     progress: Progress = silent,
 ) -> StoreResult:
     """Prepare `items` into the store `out`; see `build_store`.
 
     Args:
         source: fingerprint of where the items come from; another one is another store.
-        voxels: how many there are in all, to choose between processes and this one.
     """
     began = time.perf_counter()
     if not items:
@@ -146,7 +145,7 @@ def fill_store(
     for journal in (_journal(out, image_id).with_suffix(".csv") for image_id in done):
         problems += _parse_problems(journal)
     progress("prepare", len(done), len(items))
-    for count, found in enumerate(_prepared(waiting, config, out, small=voxels < SMALL), start=len(done) + 1):
+    for count, found in enumerate(_prepared(waiting, config, out), start=len(done) + 1):
         problems += found
         progress("prepare", count, len(items))
     return _finish(out, items, source, card, sorted(problems), began, resumed=len(done))
@@ -192,8 +191,9 @@ def _begin(out: Path, config: PrepareConfig, source: str) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _prepared(items: Sequence[ToPrepare], config: PrepareConfig, out: Path, *, small: bool) -> Iterator[Problems]:
+def _prepared(items: Sequence[ToPrepare], config: PrepareConfig, out: Path) -> Iterator[Problems]:
     """Prepare the images, in any order, and yield each one's problems."""
+    small = sum(math.prod(item.shape) for item in items) < SMALL
     try:
         if small or config.workers == 0 or len(items) < 2:
             for item in items:
@@ -315,13 +315,6 @@ def _parse_problems(path: Path) -> list[tuple[str, str, str]]:
 
 def _read_problems(out: Path) -> list[tuple[str, str, str]]:
     return _parse_problems(out / "problems.csv")
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _unwritable(out: Path, error: OSError) -> MedsslError:

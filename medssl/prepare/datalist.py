@@ -92,6 +92,7 @@ def _items(
                 image_id=image_id,
                 subject_id="",
                 kind=header.kind,
+                shape=header.shape,
                 source=location,
                 label_source=place,
                 split=split,

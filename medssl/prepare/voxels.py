@@ -37,6 +37,7 @@ class ToPrepare:
     image_id: str
     subject_id: str
     kind: str
+    shape: tuple[int, ...]
     source: Source
     label_source: Source | None = None
     split: str = "train"
