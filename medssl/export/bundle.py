@@ -91,7 +91,7 @@ def inference_config(segmenter: Segmenter) -> dict[str, Any]:
             "num_workers": 0,
         },
         "inferer": segmenter.inferer_definition(),
-        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing()},
+        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(segmenter)},
         "handlers": [
             {
                 "_target_": "CheckpointLoader",
@@ -123,19 +123,14 @@ def preprocessing(segmenter: Segmenter) -> list[dict[str, Any]]:
             "the network's preparation.json is empty, so a bundle would not know what images must go through",
             fix="export a run of `medssl finetune`",
         )
-    steps = monai_preprocessing(segmenter.preparation, keys=["image"])
-    for step in steps:
-        if str(step["_target_"]).startswith("medssl"):
-            raise MedsslError(
-                f"the preparation uses {step['_target_']}: a bundle with it could not run without medssl",
-                where="prepare.transforms",
-                fix="prepare with MONAI's transforms, or export to encoder",
-            )
+    kind = "image2d" if _sees_pictures(segmenter) else "volume"
+    steps = monai_preprocessing(segmenter.preparation, keys=["image"], kind=kind)
     return [*steps, {"_target_": "EnsureTyped", "keys": ["image"], "dtype": "$torch.float32"}]
 
 
-def _postprocessing() -> list[dict[str, Any]]:
+def _postprocessing(segmenter: Segmenter) -> list[dict[str, Any]]:
     """Logits go back to the grid of the input before the classes are chosen: interpolated labels would be none."""
+    pictures = _sees_pictures(segmenter)
     return [
         {
             "_target_": "Invertd",
@@ -146,12 +141,14 @@ def _postprocessing() -> list[dict[str, Any]]:
             "to_tensor": True,
         },
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        # Pictures are read as (row, column); MONAI's writer of pictures takes (column, row).
+        *([{"_target_": "Transposed", "keys": "pred", "indices": [0, 2, 1]}] if pictures else []),
         {
             "_target_": "SaveImaged",
             "keys": "pred",
             "output_dir": "@output_dir",
             "output_postfix": "seg",
-            "output_ext": ".nii.gz",
+            "output_ext": ".png" if pictures else ".nii.gz",
             "output_dtype": "uint8",
             "resample": False,
             "separate_folder": False,
@@ -160,9 +157,12 @@ def _postprocessing() -> list[dict[str, Any]]:
     ]
 
 
+def _sees_pictures(segmenter: Segmenter) -> bool:
+    return len(segmenter.shape) == 2 and segmenter.spec["slice_axis"] is None
+
+
 def _endings(segmenter: Segmenter) -> tuple[str, ...]:
-    flat = len(segmenter.shape) == 2 and segmenter.spec["slice_axis"] is None
-    return (".png", ".nii", ".nii.gz") if flat else (".nii", ".nii.gz")
+    return (".png",) if _sees_pictures(segmenter) else (".nii", ".nii.gz")
 
 
 def metadata(segmenter: Segmenter) -> dict[str, Any]:
@@ -225,6 +225,7 @@ def _version(package: str) -> str:
 def readme(segmenter: Segmenter, card: str) -> str:
     """Return the bundle's README: how to run it, what comes out, and the network's own model card."""
     classes = "\n".join(f"- {k}: {name}" for k, name in enumerate(segmenter.labels))
+    ending = ".png" if _sees_pictures(segmenter) else ".nii.gz"
     return f"""# Segmentation bundle
 
 It needs MONAI and three small packages, and nothing of medssl:
@@ -235,7 +236,7 @@ Run it in the bundle's folder; IMAGES holds {" or ".join(_endings(segmenter))} f
 
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir IMAGES
 
-For every image, `eval/` (or `--output_dir`) then has `<name>_seg.nii.gz`, a label map on the image's own grid:
+For every image, `eval/` (or `--output_dir`) then has `<name>_seg{ending}`, a label map on the image's own grid:
 
 {classes}
 

@@ -43,6 +43,10 @@ class DynUNetConfig(_EncoderSection):
                 f"channels and strides need the same number of levels, three or more; got {len(self.channels)} "
                 f"and {len(self.strides)}"
             )
+        largest = 2 if self.residual else 4  # what the padding of the shortcut, a kernel of 1, allows in MONAI
+        steps = [step for level in self.strides for step in ([level] if isinstance(level, int) else level)]
+        if max(steps) > largest:
+            raise ValueError(f"strides go up to {largest} (2 with residual blocks, 4 without), got {max(steps)}")
         if self.norm == "group" and (odd := [c for c in self.channels if c % 8]):
             raise ValueError(f"channels must be multiples of 8 with group norm, got {odd[0]}")
         return self

@@ -171,6 +171,18 @@ def test_a_crop_that_does_not_fit_the_network_is_a_recipe_error(config: Any, sha
         build_encoder(config, channels=1, shape=shape)
 
 
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 5])
+def test_every_stride_the_section_accepts_can_be_built_and_others_are_named(stride: int, residual: bool) -> None:
+    values = {"channels": (8, 8, 8), "strides": (stride, 1, 2), "residual": residual}
+    if stride > (2 if residual else 4):
+        with pytest.raises(ValueError, match="strides go up to"):
+            DynUNetConfig(**values)
+        return
+    encoder = build_encoder(DynUNetConfig(**values), channels=1, shape=(4 * stride, 4 * stride, 4 * stride))
+    assert encoder(torch.randn(1, 1, *(4 * stride,) * 3))[0].shape == (1, 32, 4, 4, 4)
+
+
 def test_the_smallest_accepted_crop_can_be_trained_on() -> None:
     encoder = build_encoder(DynUNetConfig(channels=(8, 8, 8)), channels=1, shape=(16, 8, 8))
     encoder(torch.randn(1, 1, 16, 8, 8))[0].sum().backward()
