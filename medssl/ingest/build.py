@@ -78,8 +78,8 @@ def build_index(
 ) -> IndexResult:
     """Find every image under `paths`, name every problem, and write an index.
 
-    NIfTI, PNG and DICOM are told apart by content. A DICOM series becomes a volume if its slices leave no doubt about
-    where they lie. An image with a problem of severity error is left out; see `medssl.problems.PROBLEMS`.
+    A DICOM series becomes a volume if its slices leave no doubt about where they lie. An image with a problem of
+    severity error is left out; see `medssl.problems.PROBLEMS`.
 
     Args:
         paths: folders and files, in any mixture.
@@ -90,8 +90,7 @@ def build_index(
         key: secret that subject ids are made with; the site's key file unless given.
         seed: of the splits.
         fractions: shares of train, validation and test.
-        check: read every voxel too; the default reads headers, NIfTI and PNG to their end, and of a compressed series
-            one slice.
+        check: read every voxel; the default reads headers, files to their end, and one slice of a compressed series.
 
     Raises:
         DataError: no image was found.
@@ -105,20 +104,20 @@ def build_index(
     problems = list(found.problems)
     images = _distinct(list(read_images(found, problems, check=check, progress=progress)), problems)
     places, warned = match_labels(images, label_folders, problems, progress) if label_folders else ({}, {})
+    if not images:
+        raise _nothing_found(paths, problems)
     rows, locations = [], {}
     for image in images:
-        codes = [*image.header.warnings, *warned.get(image.digest, ())]
-        patient = _patient_of(image, table, codes)
-        problems.extend(problem(code, image.where) for code in codes if not code.startswith("label-"))
-        subject_id = names.of("subject", patient)
+        codes = [*image.header.warnings]
+        subject_id = names.of("subject", _patient_of(image, table, codes))
+        problems.extend(problem(code, image.where) for code in codes)
         split = split_of(subject_id, seed=seed, fractions=fractions or Fractions())
-        row = _row(image, names, subject_id, split, codes, labelled=image.digest in places)
+        codes += warned.get(image.digest, [])  # match_labels has named these with the label's path
+        row = _row(image, names, subject_id, split, codes, label=image.digest in places)
         rows.append(row)
         locations[row.image_id] = image.location
         if row.labelled:
             locations[row.label_path] = places[image.digest]
-    if not rows:
-        raise _nothing_found(paths, problems)
     with new_folder(out) as folder:
         Index.write(folder, rows, locations, problems, card_of(rows, problems, seed=seed))
     return _result(Path(out), rows, problems)
@@ -154,7 +153,7 @@ def _patient_of(image: Image, table: dict[str, str] | None, codes: list[str]) ->
     return image.patient or image.relation or image.digest
 
 
-def _row(image: Image, names: Names, subject_id: str, split: str, codes: list[str], *, labelled: bool) -> IndexRow:
+def _row(image: Image, names: Names, subject_id: str, split: str, codes: list[str], *, label: bool) -> IndexRow:
     header = image.header
     image_id = names.of("image", image.digest)
     groups = dict(image.groups)
@@ -176,7 +175,7 @@ def _row(image: Image, names: Names, subject_id: str, split: str, codes: list[st
         dtype=header.dtype,
         content_hash=names.of("content", image.digest),
         split=split,
-        label_path=names.of("label", image.digest) if labelled else "",
+        label_path=names.of("label", image.digest) if label else "",
         groups=groups,
         problems=tuple(sorted(set(codes))),
     )

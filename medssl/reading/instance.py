@@ -114,7 +114,7 @@ def is_directory(dataset: Any) -> bool:
 def stored_pixels(dataset: Any, path: str) -> NDArray[Any]:
     """Decode the pixels of one slice, (column, row), before rescaling.
 
-    Bits beyond Bits Stored may hold overlays or rubbish (PS3.5 8.1.1) and are cleared; the sign bit is extended.
+    Bits beyond Bits Stored may hold overlays or rubbish (PS3.5 8.1.1): pydicom clears them and extends the sign.
 
     Raises:
         ReadError: no decoder understands the pixel data, or it is damaged.
@@ -126,10 +126,6 @@ def stored_pixels(dataset: Any, path: str) -> NDArray[Any]:
         except Exception as error:  # the decoders raise whatever their C libraries do
             message = f"pixels of transfer syntax {dataset.file_meta.TransferSyntaxUID} cannot be decoded"
             raise ReadError("dicom-undecodable", message, where=path) from error
-    bits = int(dataset.BitsStored)
-    if bits < pixels.dtype.itemsize * 8:
-        spare = pixels.dtype.itemsize * 8 - bits
-        pixels = (pixels << spare) >> spare  # the right shift fills with the sign where the type has one
     return pixels.T
 
 

@@ -207,6 +207,12 @@ def test_positions_rounded_to_a_tenth_of_a_millimetre_are_accepted(small: list[P
     assert header.spacing_mm[2] == pytest.approx(0.625, abs=0.02)
 
 
+def test_rows_and_columns_keep_their_own_spacing(small: list[Path], tmp_path: Path) -> None:
+    """Pixel Spacing is (distance of rows, distance of columns); i counts columns."""
+    header = read_header(location(changed(small, tmp_path, _set("PixelSpacing", [3.0, 0.5]))))
+    assert header.spacing_mm == (0.5, 3.0, 2.0)
+
+
 def test_bits_above_bits_stored_are_cleared_and_signs_extended(small: list[Path], tmp_path: Path) -> None:
     plain = read_voxels(location(small)).array
 
