@@ -81,7 +81,7 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     path = _find(str(source))
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        values = yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError as error:
         raise RecipeError("the recipe is not UTF-8 text", where=str(path), fix="save it as UTF-8") from error
     except yaml.YAMLError as error:
@@ -168,7 +168,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise RecipeError(f"--set {override!r} is not of the form section.key=value", fix="as in --set train.steps=200")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"the value of --set {override!r} is not YAML", fix="quote it") from error
     at = values

@@ -17,7 +17,7 @@ from .terminal import close_bars
 
 app = typer.Typer(
     name="medssl",
-    help="Self-supervised pretraining for medical images: from a folder of scans to an encoder, with proof that it helps.",
+    help="Self-supervised pretraining for medical images: a folder of scans in, an encoder and the proof of its gain out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

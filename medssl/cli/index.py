@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -16,6 +16,7 @@ def index(
     labels: Annotated[list[Path] | None, Option(help="Folder of label maps, each named as its image.")] = None,
     subjects: Annotated[Path | None, Option(help="Table (TSV or CSV) of case and patient.")] = None,
     seed: Annotated[int, Option(help="Seed of the splits, which are by subject.")] = 0,
+    modality: Annotated[str, Option(help="Modality of files that do not state theirs, such as CT or MR.")] = "",
     check: Annotated[bool, Option("--check", help="Read every voxel too, not only the headers.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -23,5 +24,5 @@ def index(
     """Find every image under PATH, name every problem, and split by subject."""
     from medssl import build_index
 
-    result = build_index(paths, out, labels=labels, subjects=subjects, seed=seed, check=check, progress=bar(quiet))
-    show(result, as_json=as_json)
+    options: dict[str, Any] = {"labels": labels, "subjects": subjects, "seed": seed, "modality": modality, "check": check}
+    show(build_index(paths, out, **options, progress=bar(quiet)), as_json=as_json)

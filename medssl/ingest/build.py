@@ -73,6 +73,7 @@ def build_index(
     key: bytes | None = None,
     seed: int = 0,
     fractions: Fractions | None = None,
+    modality: str = "",
     check: bool = False,
     progress: Progress = silent,
 ) -> IndexResult:
@@ -90,6 +91,7 @@ def build_index(
         key: secret that subject ids are made with; the site's key file unless given.
         seed: of the splits.
         fractions: shares of train, validation and test.
+        modality: of files that do not state theirs (NIfTI, PNG), such as CT or MR.
         check: read every voxel; the default reads headers, files to their end, and one slice of a compressed series.
 
     Raises:
@@ -113,7 +115,7 @@ def build_index(
         problems.extend(problem(code, image.where) for code in codes)
         split = split_of(subject_id, seed=seed, fractions=fractions or Fractions())
         codes += warned.get(image.digest, [])  # match_labels has named these with the label's path
-        row = _row(image, names, subject_id, split, codes, label=image.digest in places)
+        row = _row(image, names, subject_id, split, codes, label=image.digest in places, modality=modality)
         rows.append(row)
         locations[row.image_id] = image.location
         if row.labelled:
@@ -153,7 +155,7 @@ def _patient_of(image: Image, table: dict[str, str] | None, codes: list[str]) ->
     return image.patient or image.relation or image.digest
 
 
-def _row(image: Image, names: Names, subject_id: str, split: str, codes: list[str], *, label: bool) -> IndexRow:
+def _row(image: Image, names: Names, subject_id: str, split: str, codes: list[str], *, label: bool, modality: str) -> IndexRow:
     header = image.header
     image_id = names.of("image", image.digest)
     groups = dict(image.groups)
@@ -164,7 +166,7 @@ def _row(image: Image, names: Names, subject_id: str, split: str, codes: list[st
         subject_id=subject_id,
         study_id=names.of("study", image.study) if image.study else "",
         series_id=names.of("series", image.series) if image.series else "",
-        modality=header.modality,
+        modality=header.modality or modality,
         kind=header.kind,
         format=header.format,
         shape=header.shape,

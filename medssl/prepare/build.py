@@ -16,6 +16,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +27,7 @@ from typing import Any
 from ..config import fingerprint
 from ..errors import DataError, MedsslError
 from ..files import check_new, write_json, write_text
-from ..index import Index
+from ..index import Index, IndexRow
 from ..progress import Progress, silent
 from ..reading import ReadError
 from ..store import StoreRow, array_path, read_table, table_source, write_array, write_table
@@ -109,11 +110,23 @@ def build_store(
             labels=dict(row.labels),
             text=row.text,
         )
-        for row in index.rows
+        for row in _wanted(index, config)
     ]
     card = index.folder / "card.md"
     text = card.read_text("utf-8") if card.is_file() else ""
     return fill_store(items, config, Path(out), source=index.fingerprint, card=text, progress=progress)
+
+
+def _wanted(index: Index, config: PrepareConfig) -> Sequence[IndexRow]:
+    rows = [row for row in index.rows if not config.modalities or row.modality in config.modalities]
+    if index.rows and not rows:
+        found = ", ".join(f"{n} {name or 'not stated'}" for name, n in Counter(r.modality for r in index.rows).items())
+        raise DataError(
+            f"no image is of modality {' or '.join(config.modalities)}; the index has {found}",
+            where="recipe key prepare.modalities",
+            fix="index NIfTI and PNG files with --modality, or change the recipe",
+        )
+    return rows
 
 
 def fill_store(

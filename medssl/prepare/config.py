@@ -114,6 +114,8 @@ class PrepareConfig(Section):
     Voxels are stored as they are, integers as integers; `scaling` is applied when a batch is made.
     """
 
+    modalities: tuple[str, ...] = ()
+    """Images of these modalities only, such as CT or MR, as the index has them; none takes every image."""
     orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = "RAS"
     """Axis codes volumes are turned to; none keeps each file's own. Pictures are never turned."""
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None

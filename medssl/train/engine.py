@@ -17,8 +17,8 @@ from ..batch import Batch, Facts, hash64, is_streams, rows, to_device
 from ..errors import RunError
 from ..files import write_bytes
 from ..joined import gather_rows, joining
-from ..metrics import effective_rank
 from ..methods.method import Losses, Method, Views
+from ..metrics import effective_rank
 from ..nets.frozen import forget_moments
 from ..progress import Progress, silent
 from ..views.scaling import scale
