@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import fingerprint
+from .decoding import ArrayFile, open_array
 from .errors import DataError
 
 Array = NDArray[Any]
@@ -179,30 +180,29 @@ class Store:
             raise ValueError(f"start and size of an image with shape {row.shape} need {len(row.shape)} numbers each")
         if any(a < 0 or n < 1 or a + n > whole for a, n, whole in zip(first, size, row.shape)):
             raise ValueError(f"the box at {first} of size {tuple(size)} leaves the image of shape {row.shape}")
-        key = ((0, *first), (out.shape[0], *(a + n for a, n in zip(first, size))))
+        wanted = row.label_dtype if label else row.dtype
+        if out.dtype != wanted or out.shape[0] != (1 if label else row.channels) or not out.flags.c_contiguous:
+            raise ValueError(f"out must be contiguous {wanted} with all channels, is {out.dtype} {out.shape}")
         try:
-            self._handle(image_id, label).get_slice_numpy(out, key)
+            self._handle(image_id, label).read_into(out, (0, *first))
         except (OSError, RuntimeError) as error:
             raise DataError(
                 "voxels cannot be decoded", where=f"image {image_id}", fix="prepare the store again"
             ) from error
 
-    def _handle(self, image_id: str, label: bool) -> Any:
+    def _handle(self, image_id: str, label: bool) -> ArrayFile:
         """Return an open array; every thread has its own, because decoding keeps state in the handle."""
-        handles: OrderedDict[tuple[str, bool], Any] | None = getattr(self._open, "handles", None)
+        handles: OrderedDict[tuple[str, bool], ArrayFile] | None = getattr(self._open, "handles", None)
         if handles is None:
             handles = self._open.handles = OrderedDict()
         key = (image_id, label)
         if key in handles:
             handles.move_to_end(key)
             return handles[key]
-        import blosc2
-
         path = array_path(self.folder, image_id, label=label)
         if not path.is_file():
             raise DataError("an array of the store is gone", where=f"image {image_id}", fix="prepare the store again")
-        handle = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
-        handles[key] = handle
+        handle = handles[key] = open_array(path)
         if len(handles) > _HANDLES:
             handles.popitem(last=False)
         return handle
