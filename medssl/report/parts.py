@@ -1,0 +1,83 @@
+"""What a page is made of: pictures and tables, and how numbers are written in them."""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its text; either `svg`, made by `plots` alone, or `png`."""
+
+    alt: str
+    """What it shows, for those who do not see it."""
+    caption: str
+    svg: str = ""
+    png: bytes = b""
+    width: int = 0
+    """Pixels of a PNG on the page."""
+
+    @property
+    def source(self) -> str:
+        """The PNG as a data URI."""
+        return f"data:image/png;base64,{b64encode(self.png).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    names: int = 1
+    """How many first cells of a row say what it is about."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference between two arms, with its interval."""
+
+    mean: float
+    low: float
+    high: float
+    confidence: float
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Gap:
+        """Read what `Interval.to_dict` wrote."""
+        return cls(*(float(value[key]) for key in ("mean", "low", "high", "confidence")))
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or `undecided` where 0 lies inside."""
+        if self.low <= 0 <= self.high:
+            return "undecided"
+        return "better" if self.mean > 0 else "worse"
+
+    @property
+    def interval(self) -> str:
+        """The interval alone."""
+        return f"{self.confidence * 100:g}% interval {self.low:+.3f} to {self.high:+.3f}"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def number(value: Any, form: str = ".3f") -> str:
+    """Write a number, or a dash where there is none."""
+    return "–" if value is None or not math.isfinite(float(value)) else format(float(value), form)
+
+
+def count(n: int, noun: str) -> str:
+    """Write a number of things: `1 image`, `2 images`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Join words as prose does: `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

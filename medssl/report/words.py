@@ -1,0 +1,139 @@
+"""The verdict in plain words: what was trained on what, and what it was worth, with intervals.
+
+Where 0 lies inside an interval it says undecided, and where there is no gain it says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..methods.catalogue import METHODS
+from .data import DataSummary
+from .parts import Gap, count, listed, number
+from .sources import RunFiles
+
+
+def verdict(
+    run: RunFiles,
+    data: DataSummary | None,
+    probe: Mapping[str, Any] | None,
+    compare: Mapping[str, Any] | None,
+    *,
+    illustration: bool,
+) -> tuple[str, ...]:
+    """Return the sentences of the verdict, in order."""
+    sentences = [_trained(run, data)]
+    sentences += _probed(probe) if probe is not None else []
+    sentences += _compared(compare) if compare is not None else []
+    if probe is None and compare is None:
+        sentences.append("Whether it helps a task was not measured: nothing on this page says that it does.")
+    if illustration:
+        sentences.append(
+            "This is an illustration: a short run on the few small scans that ship with medssl. It shows the way from "
+            "scans to a measured result, not what the method is worth on other data."
+        )
+    return tuple(sentences)
+
+
+def headline(probe: Mapping[str, Any] | None, compare: Mapping[str, Any] | None) -> str:
+    """Return the outcome in a few words; fine-tuning decides where it was measured."""
+    if compare is not None and compare["overall"]:
+        found = {Gap.of(value).verdict for value in compare["overall"].values()}
+        if len(found) > 1:
+            return "Fine-tuned, the encoders differ: see below."
+        return {
+            "better": "Fine-tuned, it is better than training from scratch.",
+            "worse": "Fine-tuned, it is worse than training from scratch: no gain.",
+            "undecided": "Fine-tuned, a gain over training from scratch is undecided.",
+        }[found.pop()]
+    if probe is not None and probe["differences"]:
+        found = {Gap.of(value).verdict for value in probe["differences"].values()}
+        if found == {"better"}:
+            return "Frozen, it is better than its controls; fine-tuning was not compared."
+        return "Frozen, it is not shown to be better than all its controls; fine-tuning was not compared."
+    return "A gain was not measured."
+
+
+def _trained(run: RunFiles, data: DataSummary | None) -> str:
+    method, encoder = str(run.value("method.name", "unknown")), str(run.value("encoder.name", "unknown"))
+    what = METHODS[method][2] if method in METHODS else ""
+    on = ""
+    streams = run.value("loader.streams") or {}
+    split = str(run.value("loader.split", "train"))
+    if data is not None and not streams:
+        images, subjects = data.splits.get(split, (0, 0))
+        if split == "all":
+            images, subjects = sum(s.images for s in data.stores), sum(s.subjects for s in data.stores)
+        on = f" on {count(images, 'image')} of {count(subjects, 'subject')} (split {split})"
+    steps = run.metrics[-1]["step"] if run.metrics else None
+    planned = run.value("train.steps")
+    length = f" for {count(int(steps), 'step')}" if steps is not None else ""
+    if steps is not None and isinstance(planned, int) and steps < planned:
+        length += f" of the planned {planned}; the run is not finished"
+    kind = f" ({what})" if what else ""
+    return f"A {encoder} encoder was pretrained without labels by {method}{kind}{on}{length}."
+
+
+def _probed(probe: Mapping[str, Any]) -> list[str]:
+    patients, labelled = len(set(probe["patients"])), int(probe["labelled_images"])
+    gaps = {arm: Gap.of(value) for arm, value in probe["differences"].items()}
+    seeds = len(next(iter(probe["scores"].values())))
+    start = (
+        f"Frozen, with one linear layer fitted on {count(labelled, 'labelled image')}, its features reach Dice "
+        f"{number(probe['dice'].get('encoder'))} on {count(patients, str(probe['split']) + ' patient')} "
+        f"({count(seeds, 'seed')})"
+    )
+    parts = [_against(gap, arm) for arm, gap in gaps.items()]
+    out = [f"{start}: {'; '.join(parts)}." if parts else f"{start}."]
+    level = [arm for arm, gap in gaps.items() if gap.verdict != "better"]
+    if level:
+        out.append(f"So the probe does not show that its features are worth more than the control{'s' * (len(level) > 1)}: {listed(level)}.")
+    return out
+
+
+def _against(gap: Gap, arm: str) -> str:
+    if gap.verdict == "undecided":
+        return f"against {arm} it is undecided, for 0 lies inside ({gap.mean:+.3f}, {gap.interval})"
+    return f"{gap.verdict} than {arm} by {abs(gap.mean):.3f} ({gap.interval})"
+
+
+def _compared(compare: Mapping[str, Any]) -> list[str]:
+    counts = [int(n) for n in compare["counts"]]
+    setting = (
+        f"fine-tuned with {listed([str(n) for n in counts])} labelled images, {_paired(compare)}, "
+        f"scored on {count(len(compare['patients']), str(compare['split']) + ' patient')}"
+    )
+    if not compare["overall"]:
+        return [f"{setting[0].upper()}{setting[1:]}; there is no arm to compare with, so no gain is measured."]
+    out = []
+    for arm, value in compare["overall"].items():
+        overall = Gap.of(value)
+        numbers = f"{overall.mean:+.3f} Dice over all counts, {overall.interval}"
+        name = "the encoder" if arm == "encoder" else f"the encoder “{arm}”"
+        if overall.verdict == "undecided":
+            out.append(
+                f"{setting[0].upper()}{setting[1:]}, {name} against training from scratch is undecided: {numbers}."
+            )
+        else:
+            out.append(f"{setting[0].upper()}{setting[1:]}, {name} is {overall.verdict} than scratch: {numbers}.")
+        out.append(_by_count({n: Gap.of(compare["differences"][arm][str(n)]) for n in counts}))
+        if overall.verdict != "better":
+            out.append("No gain over training from scratch is shown.")
+    if int(compare["seeds"]) < 5:
+        out.append(f"With {_seeds(compare)} the intervals are narrower than they should be.")
+    return out
+
+
+def _by_count(gaps: Mapping[int, Gap]) -> str:
+    words: Sequence[str] = [f"{n}: {gap.verdict} ({gap})" for n, gap in gaps.items()]
+    return f"By number of labelled images, {'; '.join(words)}."
+
+
+def _paired(compare: Mapping[str, Any]) -> str:
+    return f"{count(int(compare['seeds']), 'paired seed')}"
+
+
+def _seeds(compare: Mapping[str, Any]) -> str:
+    n = int(compare["seeds"])
+    return "one seed" if n == 1 else f"only {n} seeds"
