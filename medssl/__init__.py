@@ -9,8 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import MedsslError
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 _HOME = {
     "build_index": "ingest",

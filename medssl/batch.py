@@ -79,9 +79,8 @@ class Draw:
         for size in shape:
             count *= size
         counter = torch.arange(count, device=self.key.device, dtype=torch.int64)
-        return _mix(_mix(self.key[:, None] + counter * _signed(_GOLDEN)) ^ self.key[:, None]).unflatten(
-            1, shape or (1,)
-        )
+        bits = _mix(_mix(self.key[:, None] + counter * _signed(_GOLDEN)) ^ self.key[:, None])
+        return bits.reshape(-1, *(shape or (1,)))
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Return (B, *shape) float32, uniform in [low, high); without a shape, (B,)."""

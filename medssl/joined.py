@@ -39,7 +39,7 @@ class _Scale(torch.autograd.Function):
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.factor, None  # type: ignore[attr-defined]
 
 

@@ -111,7 +111,7 @@ def pretrain_encoder(
         single = next(iter(stores.values())) if len(stores) == 1 else None
         loader = Loader(single if single is not None else stores, recipe.loader, recipe.train.seed)
         method, encoder = build_method(recipe, loader.facts(recipe.train.steps))
-        notes = ()
+        notes: tuple[str, ...] = ()
         if resume and not (out / "checkpoints").exists():
             notes = ("there was no checkpoint to resume from: the run started anew",)
         observers = []

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
 from ..errors import MedsslError
+from ..version import __version__
 from . import compare, demo, export, finetune, index, prepare, pretrain, probe, recipes, report
 from .terminal import close_bars
 

@@ -24,5 +24,11 @@ def index(
     """Find every image under PATH, name every problem, and split by subject."""
     from medssl import build_index
 
-    options: dict[str, Any] = {"labels": labels, "subjects": subjects, "seed": seed, "modality": modality, "check": check}
+    options: dict[str, Any] = {
+        "labels": labels,
+        "subjects": subjects,
+        "seed": seed,
+        "modality": modality,
+        "check": check,
+    }
     show(build_index(paths, out, **options, progress=bar(quiet)), as_json=as_json)

@@ -155,7 +155,9 @@ def _patient_of(image: Image, table: dict[str, str] | None, codes: list[str]) ->
     return image.patient or image.relation or image.digest
 
 
-def _row(image: Image, names: Names, subject_id: str, split: str, codes: list[str], *, label: bool, modality: str) -> IndexRow:
+def _row(
+    image: Image, names: Names, subject_id: str, split: str, codes: list[str], *, label: bool, modality: str
+) -> IndexRow:
     header = image.header
     image_id = names.of("image", image.digest)
     groups = dict(image.groups)

@@ -113,11 +113,14 @@ class Anatomy(Method):
         # A mean over images of each image's own mean over its points, so that every image counts alike.
         value = ((there + back) / 2).unflatten(0, valid.shape)
         contrast = ((value * valid).sum(1) / valid.sum(1).clamp_min(1)).mean()
-        return Losses.of(contrast=contrast, seen={"features": own[:, 0]})  # one point an image: enough to see a collapse
+        return Losses.of(
+            contrast=contrast, seen={"features": own[:, 0]}
+        )  # one point an image: enough to see a collapse
 
     def _embed(self, view: Tensor, points: Tensor) -> Tensor:
         maps = self.encoder(view)
-        return self.head(sample_at(maps[0].float(), points, tuple(view.shape[2:])))
+        embedding: Tensor = self.head(sample_at(maps[0].float(), points, tuple(view.shape[2:])))
+        return embedding
 
     def panels(self, views: Views) -> dict[str, Tensor]:
         """Return one picture: a point in view one, the same in view two, and how like it the voxels of view two are."""

@@ -63,7 +63,7 @@ class MAE(Method):
         if config.form == "dense":
             # The head predicts the voxels under each cell of the finest feature map, s^n of them.
             self.stride = tuple(encoder.strides[0])
-            self.head = nn.Linear(encoder.out_channels[0], channels * _volume(self.stride))
+            self.head: nn.Module = nn.Linear(encoder.out_channels[0], channels * _volume(self.stride))
             return
         if not hasattr(encoder, "tokens"):
             raise RunError(
@@ -115,7 +115,9 @@ class MAE(Method):
             cells = self.head(maps[0].movedim(1, -1)).flatten(1, -2)  # (B, cells, C s^n)
             # MONAI's convolutions halve odd sizes upwards: the map may reach past the crop's end.
             shape = tuple(size * stride for size, stride in zip(maps[0].shape[2:], self.stride))
-            rebuilt = unpatchify(cells, self.stride, shape)[(..., *(slice(0, s) for s in image.shape[2:]))]
+            rebuilt = unpatchify(cells, self.stride, shape)
+            for axis, size in enumerate(image.shape[2:], start=2):
+                rebuilt = rebuilt.narrow(axis, 0, size)
             return rebuilt, image, maps[-1].flatten(2).mean(2)
         patches = patchify(image, self.patch)  # (B, N, P)
         tokens = self.encoder.tokens(image, views["keep"], spacing_mm=views["spacing"])  # (B, M, F)

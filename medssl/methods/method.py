@@ -96,7 +96,8 @@ class Method(nn.Module):
 
     def __init__(self, config: Any, encoder: nn.Module, facts: Facts) -> None:
         super().__init__()
-        self.config, self.encoder, self.facts = config, encoder, facts
+        self.config, self.facts = config, facts
+        self.encoder: Any = encoder
 
     def views(self, batch: Batch, step: int) -> Views:
         """Make what the networks see: on the device, without gradient, drawing from `Draw(batch["key"])` only."""

@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import __version__
 from ..config import fingerprint, result_fields
 from ..errors import DataError, MedsslError, RecipeError
+from ..version import __version__
 from .config import Percentiles, PrepareConfig, TransformConfig, Window
 
 Item = dict[str, Any]

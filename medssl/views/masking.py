@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from ..batch import Draw
@@ -26,7 +27,7 @@ def hidden_tokens(draw: Draw, tokens: int, ratio: float) -> tuple[Tensor, Tensor
     kept = max(1, int(tokens * (1 - ratio)))
     order = draw.permutation(tokens)
     keep = order[:, :kept].sort(1).values
-    mask = keep.new_ones(len(keep), tokens, dtype=bool).scatter(1, keep, False)
+    mask = torch.ones(len(keep), tokens, dtype=torch.bool, device=keep.device).scatter(1, keep, False)
     return keep, mask
 
 
@@ -45,7 +46,7 @@ def hidden_blocks(draw: Draw, shape: tuple[int, ...], block: int, ratio: float) 
     cells = tuple(math.ceil(size / block) + 1 for size in shape)
     total = math.prod(cells)
     _, mask = hidden_tokens(draw.of("blocks"), total, ratio)
-    mask = mask.unflatten(1, cells)
+    mask = mask.reshape(-1, *cells)
     offset = draw.of("grid").integers(len(shape), low=0, high=block)
     for axis, size in enumerate(shape):
         where = (offset.new_ones(size).cumsum(0) - 1 + offset[:, axis : axis + 1]) // block  # (B, size)
@@ -53,4 +54,4 @@ def hidden_blocks(draw: Draw, shape: tuple[int, ...], block: int, ratio: float) 
         view[axis + 1] = size
         index = where.reshape(view).expand(-1, *mask.shape[1 : axis + 1], size, *mask.shape[axis + 2 :])
         mask = mask.gather(axis + 1, index)
-    return mask[:, None]
+    return mask.unsqueeze(1)

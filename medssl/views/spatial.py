@@ -36,7 +36,7 @@ class SpatialConfig(Section):
 
 def spacing_of(batch_affine: Tensor, n: int) -> Tensor:
     """Return (B, n): the distance in mm between voxels along the image axes of (B, 4, 4) affines."""
-    return batch_affine[:, :3, :n].float().norm(dim=1)
+    return batch_affine[:, :3, :n].float().square().sum(1).sqrt()
 
 
 def draw_affine(config: SpatialConfig, draw: Draw, n: int) -> Tensor:
@@ -69,7 +69,8 @@ def view_to_crop(points: Tensor, matrix: Tensor) -> Tensor:
 def crop_to_view(points: Tensor, matrix: Tensor) -> Tensor:
     """Map (B, P, n) offsets in a crop to offsets in the view, mm; the inverse of `view_to_crop`."""
     linear = matrix[..., :-1]
-    return torch.linalg.solve(linear, (points - matrix[..., -1][:, None]).mT).mT
+    solved: Tensor = torch.linalg.solve(linear, (points - matrix[..., -1][:, None]).mT)
+    return solved.mT
 
 
 def offsets_to_voxels(points: Tensor, shape: tuple[int, ...], spacing: Tensor) -> Tensor:

@@ -8,7 +8,11 @@ from medssl.batch import Batch, Facts, StreamFacts, hash64
 
 
 def batch_of(
-    samples: int = 3, shape: tuple[int, ...] = (16, 16, 16), *, spacing: tuple[float, ...] = (1.0, 1.0, 1.0), seed: int = 0
+    samples: int = 3,
+    shape: tuple[int, ...] = (16, 16, 16),
+    *,
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
+    seed: int = 0,
 ) -> Batch:
     """Smooth random volumes, all voxels real, as `scale` hands them on."""
     generator = torch.Generator().manual_seed(seed)

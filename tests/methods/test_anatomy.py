@@ -31,7 +31,7 @@ def make(shape: tuple[int, ...] = SHAPES["3D"], **keys: Any) -> Anatomy:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 2.0, 3.0)], ids=["isotropic", "anisotropic"])
 def test_corresponding_points_show_the_same_voxel(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
-    """Images whose intensities are their own coordinates in mm: what a view shows at a point is where the point lies."""
+    """In images whose intensities are their own coordinates, a view shows at a point where the point lies, in mm."""
     n = len(shape)
     spacing = spacing[:n]
     batch = batch_of(shape=shape, spacing=spacing)

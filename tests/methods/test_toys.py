@@ -61,7 +61,9 @@ def test_a_run_cut_at_any_checkpoint_and_resumed_ends_with_the_same_bytes(
 @pytest.mark.parametrize("name", TOYS)
 def test_every_trained_parameter_moves(name: str, tmp_path: Path, first_run: Path) -> None:
     weights = weights_for(name, first_run)
-    before = {k: v.clone() for k, v in make(name, steps=STEPS, weights=weights)[0].named_parameters() if v.requires_grad}
+    before = {
+        k: v.clone() for k, v in make(name, steps=STEPS, weights=weights)[0].named_parameters() if v.requires_grad
+    }
     after = run(name, tmp_path, weights=weights)
     assert [k for k, v in before.items() if torch.equal(v, after[k])] == []
 
@@ -82,7 +84,9 @@ def step_gradients(name: str, micros: int, first_run: Path, steps: int = 3) -> d
 def test_microbatches_take_the_same_step_as_the_whole_batch(name: str, first_run: Path) -> None:
     whole, parts = step_gradients(name, 1, first_run), step_gradients(name, 4, first_run)
     for key, value in whole.items():
-        torch.testing.assert_close(parts[key].double(), value.double(), rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            parts[key].double(), value.double(), rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
+        )
 
 
 @pytest.mark.parametrize("name", TOYS)

@@ -39,7 +39,9 @@ class ToyLoader:
 
     def facts(self, steps: int) -> Facts:
         shape = (SIZE, SIZE)
-        streams = {n: StreamFacts("image2d", shape, 1, ITEMS, b, (1.0, 1.0), vocabulary=32) for n, b in self.streams.items()}
+        streams = {
+            n: StreamFacts("image2d", shape, 1, ITEMS, b, (1.0, 1.0), vocabulary=32) for n, b in self.streams.items()
+        }
         return Facts(steps, streams)
 
     def sample(self, stream: str, n: int) -> dict[str, Any]:

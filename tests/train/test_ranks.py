@@ -32,7 +32,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     root = Path(__file__).parents[2]
     both = [
         subprocess.Popen(
-            [*command, str(rank), str(folder), str(weights)], cwd=root, env=environment, stderr=subprocess.PIPE, text=True
+            [*command, str(rank), str(folder), str(weights)],
+            cwd=root,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
