@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,13 @@ def _missing(parts: Sequence[Part]) -> tuple[str, ...]:
     return tuple(part.missing for part in parts if part.missing)
 
 
+def _marked(text: str) -> Any:
+    """Escape a sentence, and set what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _render(values: Mapping[str, Any]) -> str:
     import jinja2
 
@@ -115,6 +123,7 @@ def _render(values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["marked"] = _marked
     html = environment.get_template("page.html").render(values)
     # Names of folders may hold bytes that are no UTF-8.
     return html.encode("utf-8", "replace").decode("utf-8")

@@ -36,6 +36,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     names: int = 1
     """How many first cells of a row say what it is about."""
+    text: bool = False
+    """Whether the other cells hold words rather than numbers."""
 
 
 @dataclass(frozen=True)

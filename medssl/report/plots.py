@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .parts import Picture, number
 
@@ -68,7 +68,7 @@ def curves(series: Sequence[Series], *, x: str, y: str, title: str, caption: str
         y: name of the vertical axis, with its unit.
         title: begins the text for those who do not see the picture; last values follow.
         caption: stands below.
-        log: use a logarithmic vertical axis where all values are positive.
+        log: use a logarithmic vertical axis where all values are positive and differ by a factor of 20.
     """
     series = [one for one in series if np.isfinite(one.y).any()]
     if not series:
@@ -81,10 +81,12 @@ def curves(series: Sequence[Series], *, x: str, y: str, title: str, caption: str
             style = {"color": _SERIES[k % 6], "linestyle": _LINES[k % 6], "marker": marker, "markevery": every}
             axes.plot(one.x, one.y, label=one.name, linewidth=1.6, markersize=4, **style)
         values = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
-        if log and np.nanmin(values) > 0:
+        wide = log and np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values)
+        if wide:
             _log_axis(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.set_ylabel(f"{y} (log scale)" if wide else y)
         if len(series) > 1:
             _legend(axes, len(series))
 

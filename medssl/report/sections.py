@@ -99,15 +99,13 @@ def _losses(run: RunFiles) -> Picture | None:
     if len(names) != 1 and "loss/total" in run.names("loss/"):
         names.append("loss/total")
     series = [Series(name.removeprefix("loss/"), *run.points(name)) for name in names[:6]]
-    values = np.array([v for one in series for v in one.y if np.isfinite(v)])
-    wide = len(values) > 0 and values.min() > 0 and values.max() > 20 * values.min()
     return curves(
         series,
         x="step",
-        y="loss (log scale)" if wide else "loss",
+        y="loss",
         title="Loss by step",
         caption="Loss of every term, averaged over the steps between two lines of the log.",
-        log=bool(wide),
+        log=True,
     )
 
 
@@ -338,12 +336,17 @@ def provenance_part(run: RunFiles, data: DataSummary | None, bundle: str) -> Par
     if not run.encoders:
         sentences.append("The run holds no encoder yet.")
     sentences.append(f"The exported bundle is the folder {bundle}." if bundle else "No exported bundle was given.")
-    tables = [Table("Fingerprints", ("of", "fingerprint"), tuple(facts))]
+    tables = [Table("Fingerprints", ("of", "fingerprint"), tuple(facts), text=True)]
     if machine:
-        tables.append(Table("Machine the run was trained on", ("", ""), machine))
+        tables.append(Table("Machine the run was trained on", ("", ""), machine, text=True))
     if packages:
         tables.append(
-            Table("Versions at training", ("package", "version"), (*packages, ("medssl, of this page", __version__)))
+            Table(
+                "Versions at training",
+                ("package", "version"),
+                (*packages, ("medssl, of this page", __version__)),
+                text=True,
+            )
         )
     details = [Details("Recipe, with every value", run.recipe_text)]
     if run.receipt:

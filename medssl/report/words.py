@@ -88,7 +88,8 @@ def _probed(probe: Mapping[str, Any]) -> list[str]:
     out = [f"{start}: {'; '.join(parts)}." if parts else f"{start}."]
     level = [arm for arm, gap in gaps.items() if gap.verdict != "better"]
     if level:
-        out.append(f"So the probe does not show that its features are worth more than the control{'s' * (len(level) > 1)}: {listed(level)}.")
+        controls = "control" if len(level) == 1 else "controls"
+        out.append(f"So the probe does not show its features to be worth more than the {controls} {listed(level)}.")
     return out
 
 

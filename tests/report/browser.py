@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -27,19 +29,30 @@ def find_chromium() -> str:
     return found
 
 
+_START = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]
+for fd, place in zip(high, (3, 4)):
+    os.dup2(fd, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Chromium reads commands from descriptor 3 and answers on 4."""
+
+
 class Browser:
     """One tab. Keeps every request, console message, exception and log entry of the page."""
 
     def __init__(self, profile: Path) -> None:
+        chromium = find_chromium()
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         flags = (
             "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
             "--disable-sync --no-first-run --disable-default-apps --disable-dev-shm-usage --remote-debugging-pipe"
         )
-        command = f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{theirs_in} 4>&{theirs_out}'
+        start = (sys.executable, "-c", _START, str(theirs_in), str(theirs_out), chromium)
         self.process = subprocess.Popen(
-            ["sh", "-c", command, find_chromium(), str(profile)],
+            [*start, *flags.split(), f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -53,6 +66,13 @@ class Browser:
         self.complaints: list[str] = []
 
     def __enter__(self) -> Browser:
+        try:
+            return self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> Browser:
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -118,7 +138,12 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # its own group: started with start_new_session
+        self.close()
+
+    def close(self) -> None:
+        """End the browser and all its processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # its own group: started with start_new_session
         self.process.wait(10)
         os.close(self._out)
         os.close(self._in)

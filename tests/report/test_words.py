@@ -1,0 +1,76 @@
+"""The verdict says what the intervals allow, and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from medssl.report.sources import RunFiles
+from medssl.report.words import headline, verdict
+
+EMPTY: Any = {}
+RUN = RunFiles({}, "", "", EMPTY, EMPTY, EMPTY, (), 0.0, 0.0, EMPTY, EMPTY, "")
+
+
+def gap(low: float, high: float) -> dict[str, float]:
+    return {"mean": (low + high) / 2, "low": low, "high": high, "confidence": 0.95}
+
+
+def compared(low: float, high: float, seeds: int = 5) -> dict[str, Any]:
+    return {
+        "counts": [2],
+        "seeds": seeds,
+        "split": "test",
+        "patients": ["a", "b"],
+        "overall": {"encoder": gap(low, high)},
+        "differences": {"encoder": {"2": gap(low, high)}},
+    }
+
+
+def said(probe: Any, compare: Any, *, illustration: bool = False) -> str:
+    return " ".join((headline(probe, compare), *verdict(RUN, None, probe, compare, illustration=illustration)))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.01, 0.05, "better"), (-0.05, -0.01, "worse"), (-0.01, 0.05, "undecided")]
+)
+def test_fine_tuning_is_called_by_where_zero_lies(low: float, high: float, word: str) -> None:
+    text = said(None, compared(low, high))
+    assert word in text
+    assert not {"better", "worse", "undecided"} - {word} & {w.strip(":;,.()") for w in text.split()}
+    assert ("No gain over training from scratch is shown." in text) == (word != "better")
+    assert f"{low:+.3f} to {high:+.3f}" in text
+
+
+def test_an_interval_that_touches_zero_is_undecided() -> None:
+    assert "undecided" in said(None, compared(0.0, 0.05))
+
+
+def test_few_seeds_are_told() -> None:
+    assert "narrower than they should be" in said(None, compared(0.01, 0.05, seeds=2))
+    assert "narrower" not in said(None, compared(0.01, 0.05, seeds=5))
+
+
+def test_nothing_measured_claims_nothing() -> None:
+    assert "was not measured" in said(None, None)
+
+
+def test_an_illustration_is_called_one_whatever_was_found() -> None:
+    assert "This is an illustration" in said(None, compared(0.01, 0.05), illustration=True)
+    assert "illustration" not in said(None, compared(0.01, 0.05))
+
+
+def test_a_probe_that_beats_one_control_only_names_the_other() -> None:
+    probe = {
+        "patients": ["a", "b"],
+        "labelled_images": 2,
+        "split": "test",
+        "dice": {"encoder": 0.6},
+        "scores": {"encoder": [[[0.6], [0.6]]]},
+        "differences": {"random weights": gap(0.1, 0.2), "no network": gap(-0.1, 0.2)},
+    }
+    text = said(probe, None)
+    assert "better than random weights by 0.150" in text
+    assert "worth more than the control no network." in text
+    assert headline(probe, None).startswith("Frozen, it is not shown to be better than all its controls")
