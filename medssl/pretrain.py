@@ -30,7 +30,7 @@ from .store import Store
 from .train import TrainResult, train
 from .train.distributed import process_group
 
-Data = Store | Path | str | Mapping[str, Store | Path | str]
+Data = Store | os.PathLike[str] | str | Mapping[str, Store | os.PathLike[str] | str]
 """One store (or index) for the recipe's one stream, or several by the streams' names."""
 
 
@@ -166,7 +166,7 @@ def _open_stores(recipe: Recipe, data: Data, out: Path, progress: Progress) -> d
         )
     stores = {}
     for name, value in named.items():
-        if isinstance(value, (str, Path)):
+        if isinstance(value, (str, os.PathLike)):
             path = Path(value)
             if (path / "index.parquet").is_file():
                 target = out.parent / f"{out.name}.store{'-' + name if name else ''}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from .terminal import close_bars
 
 app = typer.Typer(
     name="medssl",
-    help="Self-supervised pretraining for medical images: a folder of scans in, an encoder and the proof of its gain out.",
+    help="Self-supervised pretraining for medical images: from a folder of scans to an encoder, with proof of its gain.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words)
     except Exception as error:
         if debug:
-            raise
+            close_bars()
+            traceback.print_exc()
         return _tell(error)
     except KeyboardInterrupt:
         sys.stderr.write("medssl: stopped; run the same command again to go on\n")

@@ -184,7 +184,7 @@ class Stream:
             slot["affine"][at] = self._affine(image_id, start)
             slot["intensity"][at] = row.intensity
             slot["box"][at] = self._flat(self._box(row, start))
-            slot["start"][at] = start
+            slot["start"][at] = self._in_order(start)
             if sample.points:
                 slot["point"][at] = self._flat(np.asarray(sample.points[v]))
         self._voxels(slot["image"][place], sample, label=False)
@@ -230,6 +230,12 @@ class Stream:
     def _flat(self, values: Array) -> Array:
         """Drop the sliced axis from numbers that stand for axes of an image."""
         return values if self.config.slices == "none" else np.delete(values, self.config.slices, axis=-1)
+
+    def _in_order(self, values: Sequence[int]) -> list[int]:
+        """Return one number an axis of the image: the crop's own axes first, then a slice's number along its normal."""
+        if self.config.slices == "none":
+            return list(values)
+        return [*(v for axis, v in enumerate(values) if axis != self.config.slices), values[self.config.slices]]
 
     def _box(self, row: StoreRow, start: tuple[int, ...]) -> Array:
         ends = [min(n, whole - a) for n, whole, a in zip(self.size, row.shape, start)]

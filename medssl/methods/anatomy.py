@@ -94,9 +94,10 @@ class Anatomy(Method):
         crop_voxels = offsets_to_voxels(in_crop, crop, spacing)
         valid = inside(other, whole_view) & inside(crop_voxels, batch["box"])
         out["points_one"], out["points_two"] = voxels, other
-        out["place"] = (crop_voxels + batch["start"][:, None]) * spacing[
-            :, None
-        ]  # (B, P, n) mm from the image's corner
+        # A slice of a volume has one axis less than its image: its own number along that axis is part of the place.
+        start = batch["start"].float()
+        in_image = functional.pad(crop_voxels, (0, start.shape[1] - self.n)) + start[:, None]
+        out["place"] = in_image * spacing_of(batch["affine"], start.shape[1])[:, None]  # mm from the image's corner
         out["valid"] = valid.float()  # (B, P)
         out["item"] = batch["index"].double()  # (B,): a float, because all rows of a step are gathered as such
         return out
@@ -146,7 +147,7 @@ def correspondence(place: Tensor, item: Tensor, valid: Tensor, config: Anatomy.C
     """Say which pairs of points correspond, and which are neither positive nor negative.
 
     Args:
-        place: (B, P, n) mm from the corner of each point's image.
+        place: (B, P, axes of the image) mm from the corner of each point's image.
         item: (B,) number of the image; the same image may stand in a step twice.
         valid: (B, P), 0 where a point is not seen in both views.
         config: radii and weights.

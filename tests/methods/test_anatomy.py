@@ -74,6 +74,19 @@ def test_every_positive_lies_within_its_radius_and_no_negative_does(across: floa
     assert (weight[same & both & (distance < 1e-6)] == 1).all()
 
 
+def test_points_of_two_slices_of_one_volume_are_as_far_apart_as_the_slices() -> None:
+    method, batch = make(SHAPES["2D"], **STILL), batch_of(2, SHAPES["2D"])
+    batch["affine"] = torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0])).repeat(2, 1, 1)
+    batch["start"] = torch.tensor([[0, 0, 4], [0, 0, 6]])
+    batch["index"] = torch.tensor([5, 5])
+    views = method.views(batch, 0)
+    weight, ignore = correspondence(views["place"], views["item"], views["valid"], method.config)
+    between = torch.zeros_like(ignore)
+    between[:24, 24:] = between[24:, :24] = True
+    assert not (weight > 0)[between].any()  # 6 mm lie between the slices, the radius is 4 mm
+    assert not ignore[between].any()
+
+
 def test_identical_views_match_every_point_to_itself() -> None:
     method = make(**STILL)
     views = method.views(batch_of(), 0)
