@@ -1,0 +1,225 @@
+"""Is our training from scratch a fair opponent? It stands against MONAI's own U-Net in MONAI's own loop.
+
+Both see the same labelled images, the same voxels, as many steps of as many crops of the same size, and are scored by
+the same function on the same test patients. MONAI's arm follows its spleen tutorial (UNet 16-32-64-128-256 with two
+residual units, batch norm, Dice, here with cross-entropy; crops around foreground and background alike; Adam; sliding
+windows), with the tutorial's learning rate and with larger ones, chosen on validation images as ours is; once without
+augmentation, as the tutorial, and once with MONAI's own.
+
+    python benchmarks/scratch_baseline.py --store STORE --out result.json
+
+The store is made from the shipped scans unless it is named:
+
+    python benchmarks/scratch_baseline.py --out result.json --counts 2,8 --seeds 3 --steps 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.data import DataLoader, Dataset
+from monai.inferers import SlidingWindowInferer
+from monai.losses import DiceCELoss
+from monai.networks.nets import UNet
+from monai.transforms import (
+    Compose,
+    NormalizeIntensityd,
+    RandAdjustContrastd,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandGaussianNoised,
+    SpatialPadd,
+)
+from monai.utils import set_determinism
+
+import medssl
+from medssl.demo_data import demo_folder
+from medssl.downstream import FinetuneConfig, compare_encoders
+from medssl.downstream.scoring import class_numbers, patient_dice, score_image
+from medssl.metrics import bootstrap, draw_images
+from medssl.nets.config import DynUNetConfig
+from medssl.prepare import PrepareConfig, ZScore
+from medssl.store import Store
+
+MONAI_RATES = (1e-4, 1e-3, 3e-3)
+OUR_RATES = (1e-3, 3e-3)
+
+
+def shipped_store(folder: Path) -> Store:
+    """Prepare the shipped hippocampus scans."""
+    data = demo_folder() / "hippocampus"
+    index = folder / "index"
+    medssl.build_index([data / "images"], out=index, labels=data / "labels", subjects=data / "patients.tsv")
+    config = PrepareConfig(spacing_mm=(1.0, 1.0, 1.0), scaling=ZScore())
+    return Store.open(medssl.build_store(index, config, folder / "store").folder)
+
+
+def _item(store: Store, image_id: str) -> dict[str, torch.Tensor]:
+    label = class_numbers(store.label(image_id)[0], store.classes)
+    return {"image": torch.from_numpy(store.read(image_id)).float(), "label": torch.from_numpy(label)[None]}
+
+
+def _transforms(crop: Sequence[int], *, augment: bool) -> Compose:
+    keys = ["image", "label"]
+    steps: list[Any] = [
+        NormalizeIntensityd(keys="image"),
+        SpatialPadd(keys=keys, spatial_size=crop),
+        RandCropByPosNegLabeld(keys=keys, label_key="label", spatial_size=crop, pos=1, neg=1, num_samples=1),
+    ]
+    if augment:
+        steps += [
+            RandAffined(
+                keys=keys,
+                mode=("bilinear", "nearest"),
+                prob=1.0,
+                rotate_range=(0.4, 0.4, 0.4),
+                scale_range=(0.2, 0.2, 0.2),
+                translate_range=(5, 5, 5),
+                padding_mode="border",
+            ),
+            RandAdjustContrastd(keys="image", prob=0.5, gamma=(0.75, 1.35)),
+            RandGaussianNoised(keys="image", prob=0.5, std=0.1),
+        ]
+    return Compose(steps)
+
+
+def monai_unet(
+    store: Store, images: Sequence[str], config: FinetuneConfig, rate: float, *, augment: bool
+) -> torch.nn.Module:
+    """Train MONAI's U-Net by the loop of MONAI's tutorials for `config.steps` steps of `config.batch_size` crops."""
+    assert config.crop is not None
+    set_determinism(config.seed)
+    classes = len(store.classes) + 1
+    network = UNet(
+        spatial_dims=len(config.crop),
+        in_channels=1,
+        out_channels=classes,
+        channels=(16, 32, 64, 128, 256),
+        strides=(2, 2, 2, 2),
+        num_res_units=2,
+        norm="batch",
+    )
+    items = [_item(store, image_id) for image_id in images]
+    wanted = config.steps * config.batch_size
+    dataset = Dataset([items[i % len(items)] for i in range(wanted)], _transforms(config.crop, augment=augment))
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+    optimiser = torch.optim.Adam(network.parameters(), rate)
+    network.train()
+    for batch in DataLoader(dataset, batch_size=config.batch_size, shuffle=True, num_workers=0):
+        optimiser.zero_grad()
+        loss = loss_function(network(batch["image"].as_tensor()), batch["label"].as_tensor())
+        loss.backward()
+        optimiser.step()
+    set_determinism(None)
+    return network.eval()
+
+
+def monai_scores(network: torch.nn.Module, store: Store, split: str, config: FinetuneConfig) -> np.ndarray:
+    """Return (P,): the Dice of each patient, by MONAI's sliding window."""
+    inferer = SlidingWindowInferer(config.crop, 4, config.overlap, mode="gaussian")
+    normalize = NormalizeIntensityd(keys="image")
+    scores = []
+    for image_id in store.ids_of(split):
+        item = normalize(_item(store, image_id))
+        with torch.no_grad():
+            found = inferer(item["image"][None], network)[0].argmax(0).numpy()
+        classes = len(store.classes) + 1
+        scores.append(score_image(found, item["label"][0].numpy(), store.row(image_id), classes=classes))
+    return patient_dice(scores)
+
+
+def run_monai(
+    store: Store, config: FinetuneConfig, count: int, seeds: int, *, augment: bool
+) -> tuple[np.ndarray, float, dict[str, float]]:
+    """Return the test Dice (S, P) at the rate best on validation, that rate, and the validation Dice of every rate."""
+    subjects = {i: store.row(i).subject_id for i in store.ids_of("train")}
+    test: dict[float, list[np.ndarray]] = {rate: [] for rate in MONAI_RATES}
+    validation: dict[float, list[float]] = {rate: [] for rate in MONAI_RATES}
+    for seed in range(seeds):
+        images = draw_images(subjects, count, seed)
+        seeded = config.model_copy(update={"seed": seed})
+        for rate in MONAI_RATES:
+            network = monai_unet(store, images, seeded, rate, augment=augment)
+            test[rate].append(monai_scores(network, store, config.split, config))
+            validation[rate].append(float(np.mean(monai_scores(network, store, "validation", config))))
+            sys.stderr.write(f"monai, augmented {augment}, {count} images, seed {seed}, rate {rate:g}\n")
+    means = {rate: float(np.mean(values)) for rate, values in validation.items()}
+    best = max(means, key=lambda rate: means[rate])
+    return np.stack(test[best]), best, {f"{rate:g}": value for rate, value in means.items()}
+
+
+def main() -> None:
+    """Run both arms and write what they scored."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--counts", default="8")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--crop", default="32,48,32")
+    arguments = parser.parse_args()
+    counts = [int(word) for word in arguments.counts.split(",")]
+    crop = tuple(int(word) for word in arguments.crop.split(","))
+    config = FinetuneConfig(steps=arguments.steps, batch_size=4, crop=crop)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(arguments.store) if arguments.store else shipped_store(Path(folder))
+        began = time.perf_counter()
+        ours = compare_encoders(
+            [None],
+            data=store,
+            counts=counts,
+            seeds=arguments.seeds,
+            out=Path(folder) / "ours",
+            config=config,
+            network=DynUNetConfig(),
+            learning_rates=OUR_RATES,
+        )
+        ours_seconds = time.perf_counter() - began
+        rows = []
+        for count in counts:
+            for augment in (False, True):
+                began = time.perf_counter()
+                theirs, rate, validation = run_monai(store, config, count, arguments.seeds, augment=augment)
+                mine = ours.dice["scratch"][count]
+                row = {
+                    "labelled_images": count,
+                    "monai_augmented": augment,
+                    "medssl_dice": float(mine.mean()),
+                    "medssl_rate": ours.rates["scratch"][count],
+                    "monai_dice": float(theirs.mean()),
+                    "monai_rate": rate,
+                    "monai_validation_dice": validation,
+                    "medssl_minus_monai": bootstrap(mine - theirs).to_dict(),
+                    "monai_seconds": round(time.perf_counter() - began, 1),
+                }
+                rows.append(row)
+                sys.stderr.write(json.dumps(row) + "\n")
+        result = {
+            "command": " ".join(["python", *sys.argv]),
+            "versions": {"medssl": medssl.__version__, "torch": torch.__version__, "monai": monai.__version__},
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "patients": len(ours.patients),
+            "seeds": arguments.seeds,
+            "steps": arguments.steps,
+            "crops_a_step": config.batch_size,
+            "medssl_seconds": round(ours_seconds, 1),
+            "rows": rows,
+        }
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
