@@ -93,7 +93,7 @@ def read_run(run: Any) -> RunFiles:
     waited = sum(float(line.get("data_wait") or 0) for line in times)
     return RunFiles(
         recipe=shown,
-        recipe_text=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100),
+        recipe_text=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None),
         fingerprint=_fingerprint(recipe),
         environment={key: without_paths(environment[key]) for key in _ENVIRONMENT if key in environment},
         packages=_words(environment.get("packages")),
