@@ -93,18 +93,9 @@ def run_demo(
     out, began = Path(out), time.perf_counter()
     _claim(out, {"medssl": __version__, "overrides": list(overrides), "seeds": seeds})
     recipe = load_recipe(RECIPE, overrides)
-    data, index = demo_folder(), out / "index"
+    index = out / "index"
     if not (index / "index.parquet").is_file():
-        build_index(
-            data,
-            index,
-            labels=data / "hippocampus" / "labels",
-            subjects=data / "hippocampus" / "patients.tsv",
-            key=_KEY,
-            fractions=_FRACTIONS,
-            modality="MR",
-            progress=progress,
-        )
+        build_demo_index(index, progress=progress)
     store = Store.open(build_store(index, recipe.prepare, out / "store", progress=progress).store)
     run = pretrain_encoder(recipe, store, out / "run", resume=(out / "run").exists(), progress=progress)
     probe = probe_encoder(run.encoder, store, recipe.probe, seeds=seeds, progress=progress)
@@ -152,6 +143,23 @@ def run_demo(
     result = DemoResult(out, probe, comparison, run.encoder, bundle, page.out, seconds)
     write_json(out / "summary.json", result.to_dict())
     return result
+
+
+def build_demo_index(out: Path, *, progress: Progress = silent) -> Path:
+    """Index the shipped scans: MR volumes with label maps and a table of patients, and one CT series."""
+    data = demo_folder()
+    hippocampus = data / "hippocampus"
+    build_index(
+        data,
+        out,
+        labels=hippocampus / "labels",
+        subjects=hippocampus / "patients.tsv",
+        key=_KEY,
+        fractions=_FRACTIONS,
+        modality="MR",
+        progress=progress,
+    )
+    return out
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

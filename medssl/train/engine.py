@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -291,10 +292,12 @@ class _Run:
 
 def png(picture: Tensor) -> bytes:
     """Encode a picture, (1 or 3, H, W) with values in [0, 1], as PNG."""
-    from torchvision.io import encode_png
+    from PIL import Image
 
-    data = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    return bytes(encode_png(data.contiguous()).numpy().tobytes())
+    values = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().movedim(0, -1).numpy()
+    file = io.BytesIO()
+    Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values).save(file, "PNG")
+    return file.getvalue()
 
 
 def _streams_of(batch: Batch) -> dict[str, Batch]:
