@@ -114,6 +114,8 @@ def pretrain_encoder(
         notes: tuple[str, ...] = ()
         if resume and not (out / "checkpoints").exists():
             notes = ("there was no checkpoint to resume from: the run started anew",)
+        if rank == 0 and encoder.receipt is not None:
+            write_text(out / "receipt.txt", f"{encoder.receipt}\n")
         observers = []
         if single is not None and recipe.probe.every and DenseProbe.possible(single, recipe.probe):
             observers.append(DenseProbe(single, recipe.probe))

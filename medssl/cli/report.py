@@ -7,17 +7,21 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .terminal import JsonFlag, show
+from .terminal import JsonFlag, QuietFlag, show
 
 
 def report(
     run: Annotated[Path, Argument(help="Folder of a pretraining run.")],
-    probe: Annotated[Path | None, Option(help="Result of `medssl probe`, a JSON file.")] = None,
+    store: Annotated[Path | None, Option(help="The run's store, for the part on data.")] = None,
+    probe: Annotated[Path | None, Option(help="What `medssl probe --json` printed, as a file.")] = None,
     compare: Annotated[Path | None, Option(help="Folder written by `medssl compare`.")] = None,
+    bundle: Annotated[Path | None, Option(help="Exported bundle, to be named.")] = None,
     out: Annotated[Path | None, Option(help="HTML file; by default RUN/report.html.")] = None,
     as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Write one self-contained page: data, curves, pictures, the gain with its interval, provenance."""
+    del quiet  # it is quick, and shows no progress
     from medssl.report import write_report
 
-    show(write_report(run, probe=probe, compare=compare, out=out), as_json=as_json)
+    show(write_report(run, store=store, probe=probe, compare=compare, bundle=bundle, out=out), as_json=as_json)

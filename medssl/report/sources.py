@@ -103,8 +103,15 @@ def read_run(run: Any) -> RunFiles:
         data_wait=waited / seconds if seconds else 0.0,
         panels=_panels(folder / "panels"),
         encoders=_encoders(folder),
-        receipt=str(without_paths(str(getattr(run, "receipt", "")))),
+        receipt=str(without_paths(_receipt(run, folder))),
     )
+
+
+def _receipt(run: Any, folder: Path) -> str:
+    """Return how the first weights were loaded: as the result says, else as the run wrote it down."""
+    path = folder / "receipt.txt"
+    said = str(getattr(run, "receipt", ""))
+    return said or (path.read_text(encoding="utf-8").rstrip() if path.is_file() else "")
 
 
 def read_result(value: Any, *, needs: Sequence[str], file: str, command: str) -> dict[str, Any] | None:
