@@ -108,7 +108,7 @@ class CompareResult:
         words = {
             "better": f"{arm} is better than scratch: {numbers}",
             "worse": f"{arm} is worse than scratch: {numbers}",
-            "undecided": f"{arm} against scratch is undecided, 0 lies inside: {numbers}",
+            "undecided": f"{arm} against scratch is undecided, {interval.doubt}: {numbers}",
         }
         return words[interval.verdict]
 

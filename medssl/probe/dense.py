@@ -111,7 +111,7 @@ class ProbeResult:
 
 
 def _verdict(interval: Interval) -> str:
-    return {"better": "better", "worse": "worse", "undecided": "undecided: 0 lies inside"}[interval.verdict]
+    return f"{interval.verdict}: {interval.doubt}" if interval.doubt else interval.verdict
 
 
 def _without_nan(table: NDArray[np.float64]) -> Any:

@@ -51,13 +51,23 @@ def test_a_seed_and_patient_that_were_not_measured_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"),
+    ("values", "verdict", "doubt"),
     [
-        ([0.2, 0.3, 0.25], "better"),
-        ([-0.2, -0.3, -0.25], "worse"),
-        ([-0.2, 0.3, 0.1], "undecided"),
-        ([0.0] * 3, "undecided"),
+        ([0.2, 0.3, 0.25], "better", ""),
+        ([-0.2, -0.3, -0.25], "worse", ""),
+        ([-0.2, 0.3, 0.1], "undecided", "0 lies inside"),
+        ([0.0] * 3, "undecided", "0 lies inside"),
     ],
 )
-def test_the_verdict_claims_nothing_when_zero_lies_inside(values: list[float], verdict: str) -> None:
-    assert bootstrap(values).verdict == verdict
+def test_the_verdict_claims_nothing_when_zero_lies_inside(values: list[float], verdict: str, doubt: str) -> None:
+    found = bootstrap([values, values])
+    assert (found.verdict, found.doubt) == (verdict, doubt)
+
+
+@pytest.mark.parametrize(
+    ("table", "doubt"), [([[0.2, 0.3]], "one seed"), ([[0.2], [0.3]], "one patient")], ids=["one seed", "one patient"]
+)
+def test_one_seed_or_one_patient_decides_nothing(table: list[list[float]], doubt: str) -> None:
+    found = bootstrap(table)
+    assert found.verdict == "undecided"
+    assert doubt in found.doubt
