@@ -46,8 +46,8 @@ from monai.utils import set_determinism
 import medssl
 from medssl.demo_data import demo_folder
 from medssl.downstream import FinetuneConfig, compare_encoders
-from medssl.downstream.scoring import class_numbers, patient_dice, score_image
-from medssl.metrics import bootstrap, draw_images
+from medssl.downstream.scoring import patient_dice, score_image
+from medssl.metrics import bootstrap, class_numbers, draw_images
 from medssl.nets.config import DynUNetConfig
 from medssl.prepare import PrepareConfig, ZScore
 from medssl.store import Store

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..metrics import dice, hausdorff95, mean_of, per_patient
+from ..metrics import class_numbers, dice, hausdorff95, mean_of, per_patient
 from ..nets.segmenter import Segmenter
 from ..progress import Progress, silent
 from ..store import Store
@@ -96,11 +96,6 @@ def score_image(found: NDArray[np.int64], label: NDArray[np.int64], row: Any, *,
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def class_numbers(label: NDArray[Any], classes: Sequence[int]) -> NDArray[np.int64]:
-    """Number the values of a label map 0 (background), 1, ..., K - 1 in the order of `classes`."""
-    return np.searchsorted(np.array((0, *classes)), label).astype(np.int64)
 
 
 def dice_of(scores: Sequence[ImageScore]) -> NDArray[np.float64]:

@@ -2,12 +2,13 @@
 
 from .certainty import Interval, bootstrap
 from .features import effective_rank
-from .overlap import dice, hausdorff95
+from .overlap import class_numbers, dice, hausdorff95
 from .pairing import draw_images, mean_of, per_patient
 
 __all__ = [
     "Interval",
     "bootstrap",
+    "class_numbers",
     "dice",
     "draw_images",
     "effective_rank",

@@ -6,6 +6,7 @@ Shapes: * is the image, (D, H, W) or (H, W); K classes with the background as cl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,16 @@ Labels = NDArray[np.integer]
 def _check(prediction: Labels, label: Labels) -> None:
     if prediction.shape != label.shape:
         raise ValueError(f"prediction {prediction.shape} and label {label.shape} must have one shape")
+
+
+def class_numbers(label: NDArray[Any], classes: Sequence[int]) -> NDArray[np.int64]:
+    """Number the values of a label map 0 (background), 1, ..., K - 1 in the order of `classes`.
+
+    Args:
+        label: (*), any integers.
+        classes: the values beside 0, positive and rising.
+    """
+    return np.searchsorted(np.array((0, *classes)), label).astype(np.int64)
 
 
 def dice(prediction: Labels, label: Labels, classes: int) -> NDArray[np.float64]:

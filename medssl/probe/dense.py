@@ -24,7 +24,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from ..batch import hash64
 from ..config import Section
 from ..errors import DataError
-from ..metrics import Interval, bootstrap, dice, draw_images, mean_of, per_patient
+from ..metrics import Interval, bootstrap, class_numbers, dice, draw_images, mean_of, per_patient
 from ..progress import Progress, silent
 from ..store import Store
 from .arms import Arm, EncoderArm, NoNetworkArm, read_picture
@@ -195,11 +195,6 @@ def _labelled(store: Store, split: str, least: int) -> tuple[str, ...]:
             fix="give labels to `medssl index`, or ask for fewer images (probe.images) or another split (probe.split)",
         )
     return found
-
-
-def class_numbers(label: NDArray[Any], classes: Sequence[int]) -> NDArray[np.int64]:
-    """Number the values of a label map 0 (background), 1, ..., K - 1 in the order of `classes`."""
-    return np.searchsorted(np.array((0, *classes)), label).astype(np.int64)
 
 
 def fit_arm(arm: Arm, store: Store, images: Sequence[str], config: ProbeConfig, seed: int) -> Readout:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medssl.downstream import FinetuneConfig, ImageScore
-from medssl.downstream.scoring import class_numbers, hausdorff_of, patient_dice, score_image, score_images
+from medssl.downstream.scoring import hausdorff_of, patient_dice, score_image, score_images
 from medssl.downstream.start import Design, build_segmenter
 from medssl.nets.encoder import Encoder
 from medssl.store import Store
@@ -45,10 +45,6 @@ def test_images_of_one_patient_count_as_one() -> None:
     scores = [ImageScore(str(i), p, (d,), (1.0,)) for i, (p, d) in enumerate([("b", 0.2), ("a", 1.0), ("b", 0.4)])]
     np.testing.assert_allclose(patient_dice(scores), [1.0, 0.3])
     assert hausdorff_of(scores).shape == (3, 1)
-
-
-def test_class_numbers_follow_the_values() -> None:
-    np.testing.assert_array_equal(class_numbers(np.array([0, 255, 3, 0]), (3, 255)), [0, 2, 1, 0])
 
 
 def test_scoring_leaves_the_segmenter_in_its_mode_and_hands_on_what_it_found(

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from medssl.metrics import dice, hausdorff95
+from medssl.metrics import class_numbers, dice, hausdorff95
 from medssl.metrics.overlap import _surface
 
 label_maps = hnp.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=7).flatmap(
@@ -100,3 +100,7 @@ def test_hausdorff_of_shifted_planes_is_their_distance_in_mm() -> None:
 def test_maps_of_different_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
         dice(np.zeros((2, 2), int), np.zeros((2, 3), int), 2)
+
+
+def test_class_numbers_follow_the_values() -> None:
+    np.testing.assert_array_equal(class_numbers(np.array([0, 255, 3, 0]), (3, 255)), [0, 2, 1, 0])
