@@ -62,12 +62,12 @@ def exported(scans: Path, out: Path, prepare: PrepareConfig, config: Any, shape:
     torch.manual_seed(3)
     encoder = build_encoder(config, channels=1, shape=shape)
     segmenter = segmenter_for(encoder, 3, labels=LABELS, **more).eval()
-    with (
-        torch.no_grad()
-    ):  # a new network says one class nearly everywhere; centred logits make all three of them appear
-        image = scaled(torch.from_numpy(store.read(store.ids[0]))[None], torch.tensor([store.rows[0].intensity]))
-        means = segmenter.predict(image).flatten(2).mean(2)[0]
-        segmenter.head_parameters()[-1].sub_(means)
+    # A new network says one class nearly everywhere; centred logits make all three of them appear.
+    image = scaled(torch.from_numpy(store.read(store.ids[0]))[None], torch.tensor([store.rows[0].intensity]))
+    means = segmenter.predict(image).flatten(2).mean(2)[0]
+    with torch.no_grad():
+        bias = segmenter.head_parameters()[-1]  # (K x sub-voxels,)
+        bias.sub_(means.repeat_interleave(len(bias) // 3))
     save_network(out / "run" / "segmenter", segmenter, preparation=store.preparation, card="# the run's own card")
     export_run(out / "run", "monai-bundle", out / "bundle")
     return Case(out / "run", out / "bundle", store, segmenter)

@@ -66,10 +66,17 @@ def test_all_of_the_encoder_goes_in_but_its_output_block(kind: str) -> None:
     assert head
 
 
-def test_a_u_net_brings_its_decoder_and_only_the_output_block_is_new() -> None:
-    encoder, segmenter = pair("dynunet-half")
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [("dynunet-half", [24, 24 * 4 * 27]), ("dynunet-full-2d", [3, 3 * 8]), ("segresnet", [3, 3 * 8])],
+)
+def test_a_u_net_brings_its_decoder_and_only_the_output_block_is_new(kind: str, sizes: list[int]) -> None:
+    encoder, segmenter = pair(kind)
     load_encoder_into(segmenter, encoder)
-    assert sorted(p.shape.numel() for p in segmenter.head_parameters()) == [3, 24]
+    assert sorted(p.numel() for p in segmenter.head_parameters()) == sizes
+    body, head = segmenter.body().parameters(), {id(p) for p in segmenter.head_parameters()}
+    theirs = {p.detach().numpy().tobytes() for p in encoder.net.parameters()}
+    assert all(p.detach().numpy().tobytes() in theirs for p in body if id(p) not in head)
 
 
 @every_network
