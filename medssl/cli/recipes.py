@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
@@ -12,7 +13,7 @@ from .terminal import JsonFlag
 
 
 def recipes(
-    name: Annotated[str | None, Argument(help="Print this recipe.")] = None,
+    name: Annotated[str | None, Argument(help="Print this recipe, by name or as a YAML file.")] = None,
     schema: Annotated[bool, Option("--schema", help="Print the JSON schema of a recipe.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -24,8 +25,10 @@ def recipes(
         return
     names = recipe_names()
     if name is not None:
-        load_recipe(name)
-        sys.stdout.write(names[name].read_text(encoding="utf-8"))
+        recipe = load_recipe(name)
+        path = names.get(name, Path(name))
+        text = path.read_text(encoding="utf-8")
+        sys.stdout.write(json.dumps(recipe.model_dump(mode="json")) + "\n" if as_json else text)
         return
     heads = {key: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for key, path in names.items()}
     lines = [f"{key:24} {head}" for key, head in heads.items()]
