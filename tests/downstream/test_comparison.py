@@ -76,6 +76,7 @@ def test_arms_of_a_seed_share_their_labelled_images_and_a_larger_count_holds_the
     _compare([encoder, None], store, tmp_path / "out", quick)
     cells = [json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").iterdir()]
     images = {(c["arm"], c["count"], c["seed"]): c["decided_by"]["images"] for c in cells}
+    assert images["scratch", 2, 0] != images["scratch", 2, 1]
     for seed in range(2):
         for count in (1, 2):
             assert images["encoder", count, seed] == images["scratch", count, seed]

@@ -65,6 +65,13 @@ def test_a_batch_is_augmented_as_its_samples_are_one_by_one(store: Store, networ
             assert torch.equal(whole[key][i : i + 1], one[key])
 
 
+def test_one_crop_is_turned_otherwise_in_every_sample(store: Store, network: DynUNetConfig) -> None:
+    task, batch = _task(store, network, FinetuneConfig(crop=(16, 16, 16), batch_size=4))
+    same = {key: value[:1].expand(4, *value.shape[1:]) for key, value in batch.items() if key in task.needs}
+    label = task.views({**same, "key": batch["key"]}, 0)["label"]
+    assert all(not torch.equal(label[i], label[j]) for i in range(4) for j in range(i))
+
+
 def test_what_lies_outside_the_crop_counts_for_no_loss(store: Store, network: DynUNetConfig) -> None:
     config = FinetuneConfig(spatial=SpatialConfig(shift_mm=9.0), crop=(16, 16, 16), batch_size=2)
     task, batch = _task(store, network, config)
