@@ -83,7 +83,7 @@ def share_cores() -> None:
     """Let torch's threads sleep while they wait, unless the environment says otherwise; before torch is loaded.
 
     By default they spin. Beside other busy processes, or our own loader threads, a step then takes many times as long:
-    on two cores with two other processes 1.8 to 4.3 s instead of 0.3 to 0.4 s (a DynUNet of 0.34 M parameters, batch 4).
+    on two cores with two other processes 1.8 to 4.3 s instead of 0.3 to 0.4 s (DynUNet of 0.34 M parameters, batch 4).
     """
     for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         os.environ.setdefault(name, "0")
