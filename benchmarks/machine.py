@@ -1,4 +1,4 @@
-"""What a number was measured on."""
+"""What a number was measured on; imported first, it lets torch's threads sleep while they wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import importlib.metadata
 import os
 import platform
 from typing import Any
+
+from medssl.cli.app import share_cores
+
+share_cores()
 
 
 def machine() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # see medssl.cli.app.share_cores
 
 import pytest
 from hypothesis import HealthCheck, settings
