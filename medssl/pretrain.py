@@ -16,8 +16,8 @@ import yaml
 
 from .batch import Facts, hash64
 from .config import result_fields
-from .errors import RunError, UsageError
-from .files import check_new, write_json, write_text
+from .errors import RecipeError, RunError, UsageError
+from .files import check_new, new_folder, write_json, write_text
 from .loading import Loader
 from .methods.catalogue import METHODS, method_class
 from .methods.method import Method
@@ -87,7 +87,7 @@ def pretrain_encoder(
 
     Args:
         recipe: see `load_recipe`.
-        data: store (or index, which is prepared into the run first) of each stream.
+        data: store of each stream, or index, which is first prepared into a store beside the run, `OUT.store`.
         out: the run: `recipe.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `encoder/`.
         resume: go on from the newest checkpoint of the same run; without one it starts anew and says so.
         progress: told of phases and steps.
@@ -99,23 +99,19 @@ def pretrain_encoder(
     out = Path(out)
     with process_group() as (rank, ranks):
         new = not (out / "recipe.yaml").exists()
-        if not resume and rank == 0:
+        if rank == 0 and (new or not resume):
             check_new(out)
         stores = _open_stores(recipe, data, out, progress)
-        if not new and resume:
+        if not new:
             _check_same(recipe, stores, out)
-        elif rank == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / "environment.json", environment(stores))
-            write_text(out / "recipe.yaml", recipe_yaml(recipe))
         single = next(iter(stores.values())) if len(stores) == 1 else None
         loader = Loader(single if single is not None else stores, recipe.loader, recipe.train.seed)
         method, encoder = build_method(recipe, loader.facts(recipe.train.steps))
         notes: tuple[str, ...] = ()
-        if resume and not (out / "checkpoints").exists():
+        if resume and not any((out / "checkpoints").glob("step-*")):
             notes = ("there was no checkpoint to resume from: the run started anew",)
-        if rank == 0 and encoder.receipt is not None:
-            write_text(out / "receipt.txt", f"{encoder.receipt}\n")
+        if new and rank == 0:
+            _begin(out, recipe, stores, encoder)
         observers = []
         if single is not None and recipe.probe.every and DenseProbe.possible(single, recipe.probe):
             observers.append(DenseProbe(single, recipe.probe))
@@ -145,8 +141,24 @@ def pretrain_encoder(
     return RunResult(out, next(iter(folders.values())), folders, result, receipt, notes)
 
 
+def _begin(out: Path, recipe: Recipe, stores: Mapping[str, Store], encoder: Encoder) -> None:
+    """Make the run's folder, with all that says what run it is, once nothing can go wrong before the first step."""
+    with new_folder(out) as folder:
+        write_json(folder / "environment.json", environment(stores))
+        write_text(folder / "recipe.yaml", recipe_yaml(recipe))
+        if encoder.receipt is not None:
+            write_text(folder / "receipt.txt", f"{encoder.receipt}\n")
+
+
 def build_method(recipe: Recipe, facts: Facts) -> tuple[Method, Encoder]:
     """Build the recipe's encoder and the method around it, with weights drawn from the recipe's seed."""
+    cls = method_class(recipe.method.name)
+    if len(facts.streams) > 1 and not cls.several_streams:
+        raise RecipeError(
+            f"the method {recipe.method.name} takes one stream, the recipe has {len(facts.streams)}",
+            where="recipe key loader.streams",
+            fix="leave streams out",
+        )
     stream = next(iter(facts.streams.values()))
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
     with torch.random.fork_rng(devices=devices):
@@ -154,7 +166,7 @@ def build_method(recipe: Recipe, facts: Facts) -> tuple[Method, Encoder]:
         encoder = build_encoder(
             recipe.encoder, channels=stream.channels, shape=stream.shape, spacing_mm=stream.spacing_mm
         )
-        method = method_class(recipe.method.name)(recipe.method, encoder, facts)
+        method = cls(recipe.method, encoder, facts)
     return method, encoder
 
 

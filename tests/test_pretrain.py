@@ -224,7 +224,6 @@ def test_a_checkpoint_damaged_on_disk_is_passed_over_for_the_one_before(
     assert outcome(run) == outcome(unbroken("anatomy"))
 
 
-@pytest.mark.xfail(reason="the model card of a run resumed after its last step lacks the loss", strict=True)
 def test_a_finished_run_that_is_resumed_stays_as_it_is(
     data: Data, unbroken: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,7 +237,6 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(
     assert set(after) == set(before)
 
 
-@pytest.mark.xfail(reason="temporary folders of a killed run are never swept", strict=True)
 def test_what_a_kill_left_half_written_is_swept_by_the_next_checkpoint(
     data: Data, unbroken: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -345,6 +343,7 @@ class Both(Method):
     class Config(MethodConfig):
         name: Literal["both"] = "both"
 
+    several_streams = True
     needs = ("image", "key")
 
     def views(self, batch: Batch, step: int) -> Views:
@@ -392,7 +391,6 @@ STREAMS = (
 )
 
 
-@pytest.mark.xfail(reason="the run's folder is begun before loader and network are built", strict=True)
 def test_a_recipe_of_one_stream_is_told_that_two_stores_are_too_many(
     data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..config import Section, fingerprint, result_fields
 from ..errors import DataError, MedsslError, UsageError
-from ..files import write_json
+from ..files import check_new, write_json
 from ..metrics import Interval, bootstrap, draw_images, mean_of
 from ..nets.config import DynUNetConfig
 from ..nets.encoder import Encoder
@@ -197,7 +197,8 @@ def compare_encoders(
     arms = _arms(encoders, network, names)
     preparations = [design.encoder.preparation for design in arms.values() if design.encoder is not None]
     preparation = next(iter(preparations), None)
-    _make(out)
+    if not any((out / name).is_dir() for name in ("cells", "store")):
+        check_new(out)
     store = open_data(data, out / "store", preparation=preparation, prepare=prepare, progress=progress)
     available = labelled(store, "train")
     if counts[-1] > len(available):
@@ -206,6 +207,7 @@ def compare_encoders(
             where=str(store.folder),
             fix="compare with smaller --counts",
         )
+    _make(out)
     rates = tuple(learning_rates if learning_rates is not None else config.learning_rates)
     rates = tuple(sorted(set(rates))) or (config.learning_rate,)
     bench = _Bench(arms, store, config, out, search=len(rates) > 1)

@@ -134,7 +134,7 @@ def finetune(
     config, out = config or FinetuneConfig(), Path(out)
     loaded = as_encoder(encoder, allow_partial=allow_partial)
     design = Design(loaded, loaded if loaded is not None else network or DynUNetConfig())
-    if not resume:
+    if not resume or not any((out / name).exists() for name in ("finetune.json", "store")):
         check_new(out)
     store = open_data(
         data,

@@ -190,8 +190,9 @@ def _nothing_found(paths: Paths, problems: list[ProblemRow]) -> DataError:
     if not problems:
         return DataError("no image was found", where=where, fix="name a folder that holds NIfTI, DICOM or PNG files")
     worst = sorted(problems, key=lambda row: (row.severity != "error", row.code, row.path))[0]
+    found = "1 problem was" if len(problems) == 1 else f"{len(problems)} problems were"
     return DataError(
-        f"no image can be used, {len(problems)} problems were found, such as {worst.code}: {worst.message}",
+        f"no image can be used, {found} found, such as {worst.code}: {worst.message}",
         where=worst.path,
         fix=PROBLEMS[worst.code].remedy,
     )

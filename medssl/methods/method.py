@@ -91,6 +91,8 @@ class Method(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("image",)
     """Keys of the batch, or of each stream, checked before the first step."""
+    several_streams: ClassVar[bool] = False
+    """True where batches may hold several streams by name."""
     joins: ClassVar[bool] = False
     """True where `forward` calls `joined()`; then gradients are cached over microbatches."""
 

@@ -37,7 +37,8 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in folder.glob(".step-*"):  # of a run that was killed while it wrote; there is one writer
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     rest = io.BytesIO()
     torch.save({"step": step, "optimiser": optimiser.adamw.state_dict(), "observers": observers}, rest)

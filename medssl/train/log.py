@@ -39,11 +39,12 @@ class Log:
     def state_dict(self) -> dict[str, Any]:
         """Return the means begun since the last line, so that a resumed run writes the same next line."""
         sums = {name: torch.as_tensor(total).cpu() for name, total in self._sums.items()}
-        return {"sums": sums, "counts": dict(self._counts), "once": dict(self._once)}
+        return {"sums": sums, "counts": dict(self._counts), "once": dict(self._once), "last": dict(self.last)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._sums, self._counts, self._once = dict(state["sums"]), dict(state["counts"]), dict(state["once"])
+        self.last = dict(state.get("last", {}))
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Add one step's value to the mean of the next line."""

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -178,28 +177,10 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "report: no such result": (["report", "RUN", "--compare", "NOWHERE", "--out", "OUT"], 1, ""),
     "recipes: no such recipe": (["recipes", "anatomy-hipocampus"], 2, "did you mean anatomy-hippocampus"),
 }
-KNOWN: dict[str, str] = {
-    "pretrain: filled output, to resume": "--resume takes over a folder that holds no run",
-    "finetune: filled output, to resume": "--resume takes over a folder that holds no run",
-    "compare: filled output": "a folder that holds no comparison is taken over",
-    "pretrain: network of another method": "the run's folder is begun before the network is built",
-    "pretrain: no weights": "the run's folder is begun before the network is built",
-    "pretrain: crop of two numbers": "the run's folder is begun before the network is built",
-    "pretrain: several streams for a method of one": "an AttributeError speaks",
-    "compare: no such store": "the folder is begun before the data is opened",
-    "compare: more labels than there are": "the folder is begun before the data is opened",
-}
-"""Mistakes that are not yet handled as they should be."""
-
-
-def cases() -> list[Any]:
-    """Return the mistakes, those not yet handled marked."""
-    marks = {name: [pytest.mark.xfail(reason=reason, strict=True)] for name, reason in KNOWN.items()}
-    return [pytest.param(name, id=name, marks=marks.get(name, [])) for name in MISTAKES]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", list(MISTAKES))
 def test_a_mistake_is_one_line_and_leaves_everything_as_it_was(
     name: str, places: Mapping[str, Path], tmp_path: Path
 ) -> None:
