@@ -1,4 +1,4 @@
-"""Run every benchmark, one after the other, and render RESULTS.md from what they wrote.
+"""Run every benchmark, one after the other, and render benchmarks/RESULTS.md from what they wrote.
 
 python -m benchmarks            all of them
 python -m benchmarks demo       these
@@ -25,7 +25,7 @@ def main(words: list[str]) -> None:
                 sys.exit(f"no benchmark is called {name}; there are {', '.join(NAMES)}")
             out = HERE / "results" / f"{name}.json"
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--out", str(out)], check=True)
-    (HERE.parent / "RESULTS.md").write_text(render(HERE / "results"), encoding="utf-8")
+    (HERE / "RESULTS.md").write_text(render(HERE / "results"), encoding="utf-8")
 
 
 if __name__ == "__main__":

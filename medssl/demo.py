@@ -33,7 +33,7 @@ LABELLED = 2
 """Labelled volumes each arm may learn from: few enough for labels to be what is missing."""
 SEEDS = 3
 _KEY = b"medssl demo: public data, so this key is no secret"
-_FRACTIONS = Fractions(train=0.55, validation=0.1, test=0.35)
+_FRACTIONS = Fractions(train=0.5, validation=0.2, test=0.3)
 
 
 @dataclass(frozen=True)

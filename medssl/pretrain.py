@@ -101,7 +101,12 @@ def pretrain_encoder(
         new = not (out / "recipe.yaml").exists()
         if rank == 0 and (new or not resume):
             check_new(out)
-        stores = _open_stores(recipe, data, out, progress)
+        if rank == 0:
+            stores = _open_stores(recipe, data, out, progress)
+        if ranks > 1:
+            torch.distributed.barrier()  # an index is prepared by one rank
+        if rank > 0:
+            stores = _open_stores(recipe, data, out, progress)
         if not new:
             _check_same(recipe, stores, out)
         single = next(iter(stores.values())) if len(stores) == 1 else None
@@ -177,6 +182,10 @@ def _open_stores(recipe: Recipe, data: Data, out: Path, progress: Progress) -> d
         raise UsageError(
             f"the recipe has the streams {', '.join(sorted(streams))}, and data is named {', '.join(map(repr, named))}",
             fix="give one [NAME=]STORE a stream",
+        )
+    if not streams and len(named) > 1:
+        raise UsageError(
+            f"the recipe has no streams, and {len(named)} stores are given", fix="give one store, or name loader.streams"
         )
     stores = {}
     for name, value in named.items():

@@ -54,3 +54,9 @@ def test_the_benchmarks_of_a_claim_exist_and_have_a_result(claim: dict[str, Any]
         assert (ROOT / "benchmarks" / f"{name}.py").is_file()
         result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
         assert result["command"]
+
+
+def test_results_are_what_the_benchmarks_wrote() -> None:
+    from benchmarks.render import render
+
+    assert (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8") == render(ROOT / "benchmarks" / "results")

@@ -57,7 +57,8 @@ class Anatomy(Method):
         radius_mm: PositiveFloat = 4.0
         """Largest distance of a positive pair. Paper: 5."""
         across_weight: float = Field(0.0, ge=0)
-        """Weight of positives between images; only where crops of different patients lie alike may it exceed 0."""
+        """Weight of positives between images beside 1 for those of the same image; above 0 only where crops of different
+        patients lie alike."""
         across_sd_mm: PositiveFloat = 4.0
         """Standard deviation of the Gaussian that weighs positives between images, by place in the image."""
         ignore_mm: float = Field(12.0, ge=0)
@@ -110,7 +111,8 @@ class Anatomy(Method):
         weight, ignore = correspondence(place, item, valid, self.config)
         one, two = one.flatten(0, 1), two.flatten(0, 1)  # (B P, F)
         there = dense_contrast(one, two, weight, ignore, temperature=self.config.temperature)
-        back = dense_contrast(two, one, weight.mT, ignore.mT, temperature=self.config.temperature)
+        # A point has one number in both views, so places and weights are the same seen from the second view.
+        back = dense_contrast(two, one, weight, ignore, temperature=self.config.temperature)
         # A mean over images of each image's own mean over its points, so that every image counts alike.
         value = ((there + back) / 2).unflatten(0, valid.shape)
         contrast = ((value * valid).sum(1) / valid.sum(1).clamp_min(1)).mean()
@@ -153,20 +155,27 @@ def correspondence(place: Tensor, item: Tensor, valid: Tensor, config: Anatomy.C
         config: radii and weights.
 
     Returns:
-        weight: (B P, B P), 1 for the same place of the same image, falling with the distance and 0 beyond `radius_mm`.
+        weight: (B P, B P), rows of points in one view, columns in the other. In a row the positives of the same image,
+            which fall with the distance and end at `radius_mm`, sum to 1, those of other images to `across_weight`.
         ignore: (B P, B P) bool: points that are not valid, and points of other images within `ignore_mm`.
     """
     points, flat = place.flatten(0, 1), valid.flatten() > 0
     image = item[:, None].expand(valid.shape).flatten()
     same = image[:, None] == image
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    weight = gaussian_positives(distance, sd=config.positive_sd_mm, radius=config.radius_mm) * same
+    both = flat[:, None] & flat
+    weight = _shares(gaussian_positives(distance, sd=config.positive_sd_mm, radius=config.radius_mm) * (same & both))
     ignore = ~same & (distance < config.ignore_mm)
     if config.across_weight:
-        across = gaussian_positives(distance, sd=config.across_sd_mm, radius=config.ignore_mm)
-        weight = weight + config.across_weight * across * ~same
-    both = flat[:, None] & flat
-    return weight * both, ignore | ~both
+        # Many more points of other images lie near than of the same image: without shares they would be all there is.
+        across = gaussian_positives(distance, sd=config.across_sd_mm, radius=config.ignore_mm) * (~same & both)
+        weight = weight + config.across_weight * _shares(across)
+    return weight, ignore | ~both
+
+
+def _shares(weight: Tensor) -> Tensor:
+    """Make every row sum to 1; rows of zeros stay."""
+    return weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
 
 
 def _marked(image: Tensor, point: Tensor, half: int = 2) -> Tensor:

@@ -48,18 +48,16 @@ class Gap:
     low: float
     high: float
     confidence: float
+    verdict: str
+    """`better`, `worse` or `undecided`, as the measurement says."""
+    doubt: str
+    """Why it is undecided."""
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Gap:
         """Read what `Interval.to_dict` wrote."""
-        return cls(*(float(value[key]) for key in ("mean", "low", "high", "confidence")))
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse`, or `undecided` where 0 lies inside."""
-        if self.low <= 0 <= self.high:
-            return "undecided"
-        return "better" if self.mean > 0 else "worse"
+        numbers = (float(value[key]) for key in ("mean", "low", "high", "confidence"))
+        return cls(*numbers, str(value["verdict"]), str(value["doubt"]))
 
     @property
     def interval(self) -> str:

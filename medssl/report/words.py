@@ -95,7 +95,7 @@ def _probed(probe: Mapping[str, Any]) -> list[str]:
 
 def _against(gap: Gap, arm: str) -> str:
     if gap.verdict == "undecided":
-        return f"against {arm} it is undecided, for 0 lies inside ({gap.mean:+.3f}, {gap.interval})"
+        return f"against {arm} it is undecided, for {gap.doubt} ({gap.mean:+.3f}, {gap.interval})"
     return f"{gap.verdict} than {arm} by {abs(gap.mean):.3f} ({gap.interval})"
 
 

@@ -71,7 +71,11 @@ def test_every_positive_lies_within_its_radius_and_no_negative_does(across: floa
     assert bool((positive & ~same).any()) is bool(across)
     assert not positive[~both].any()
     assert ignore[~both].all()
-    assert (weight[same & both & (distance < 1e-6)] == 1).all()
+    own, across_share = (weight * same).sum(1), (weight * ~same).sum(1)
+    torch.testing.assert_close(own[both.any(1)], torch.ones(int(both.any(1).sum())))
+    assert (across_share <= across + 1e-6).all()
+    itself = weight.diagonal()[both.any(1)]
+    assert (itself[:, None] >= (weight * same)[both.any(1)] - 1e-6).all()
 
 
 def test_points_of_two_slices_of_one_volume_are_as_far_apart_as_the_slices() -> None:

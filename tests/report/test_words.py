@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from medssl.metrics import Interval
 from medssl.report.sources import RunFiles
 from medssl.report.words import headline, verdict
 
@@ -13,8 +14,8 @@ EMPTY: Any = {}
 RUN = RunFiles({}, "", "", EMPTY, EMPTY, EMPTY, (), 0.0, 0.0, EMPTY, EMPTY, "")
 
 
-def gap(low: float, high: float) -> dict[str, float]:
-    return {"mean": (low + high) / 2, "low": low, "high": high, "confidence": 0.95}
+def gap(low: float, high: float, seeds: int = 5) -> dict[str, Any]:
+    return Interval((low + high) / 2, low, high, 0.95, seeds, 8).to_dict()
 
 
 def compared(low: float, high: float, seeds: int = 5) -> dict[str, Any]:
@@ -23,8 +24,8 @@ def compared(low: float, high: float, seeds: int = 5) -> dict[str, Any]:
         "seeds": seeds,
         "split": "test",
         "patients": ["a", "b"],
-        "overall": {"encoder": gap(low, high)},
-        "differences": {"encoder": {"2": gap(low, high)}},
+        "overall": {"encoder": gap(low, high, seeds)},
+        "differences": {"encoder": {"2": gap(low, high, seeds)}},
     }
 
 
@@ -45,6 +46,12 @@ def test_fine_tuning_is_called_by_where_zero_lies(low: float, high: float, word:
 
 def test_an_interval_that_touches_zero_is_undecided() -> None:
     assert "undecided" in said(None, compared(0.0, 0.05))
+
+
+def test_one_seed_decides_nothing_wherever_zero_lies() -> None:
+    text = said(None, compared(0.01, 0.05, seeds=1))
+    assert "undecided" in text
+    assert "better" not in text
 
 
 def test_few_seeds_are_told() -> None:

@@ -1,0 +1,111 @@
+"""RESULTS.md from the benchmarks' JSON; nothing in it is written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_HEAD = """# Results
+
+Rendered by `python -m benchmarks --render` from `benchmarks/results/*.json`. Every number was measured by the command
+beside it. An interval that holds 0 decides nothing.
+"""
+
+
+def render(folder: Path) -> str:
+    """Return the page for all results in a folder."""
+    parts = [_HEAD]
+    for name, section in _SECTIONS.items():
+        path = folder / f"{name}.json"
+        if path.is_file():
+            parts.append(section(json.loads(path.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def _interval(value: dict[str, Any]) -> str:
+    verdict = value.get("verdict", "")
+    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]" + (f" {verdict}" if verdict else "")
+
+
+def _machine(value: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
+    return f"{value['cpus']} CPU cores, {value['threads']} threads, accelerator {value['accelerator']}; {versions}."
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _demo(result: dict[str, Any]) -> str:
+    probe, compared = result["probe"], result["comparison"]
+    arms = [
+        [arm, f"{value:.3f}", _interval(probe["differences"][arm]) if arm in probe["differences"] else ""]
+        for arm, value in probe["dice"].items()
+    ]
+    count = str(result["labelled_images"][0])
+    tuned = [
+        [
+            arm,
+            f"{values[count]:.3f}",
+            f"{compared['hausdorff95_mm'][arm][count]:.2f}",
+            _interval(compared["differences"][arm][count]) if arm in compared["differences"] else "",
+        ]
+        for arm, values in compared["dice"].items()
+    ]
+    phases = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in result["seconds_by_phase"].items())
+    return f"""## The demo
+`{result["command"]}`: {result["seconds"]:.0f} s in all ({phases}). {_machine(result["machine"])}
+
+Frozen dense probe, Dice on {result["patients"]} {probe["split"]} patients, {probe["labelled_images"]} labelled images:
+
+{_table(["features", "Dice", "encoder minus this"], arms)}
+Fine-tuned on {count} labelled images, {compared["steps"]} steps, {compared["seeds"]} paired seeds:
+
+{_table(["start", "Dice", "95% Hausdorff, mm", "minus scratch"], tuned)}"""
+
+
+def _choice(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            str(value["steps"]),
+            f"{value['seconds']:.0f}",
+            *(f"{value['dice'][arm]:.3f}" for arm in ("encoder", "random weights", "no network")),
+            _interval(value["differences"]["no network"]),
+        ]
+        for name, value in result["recipes"].items()
+    ]
+    head = ["recipe", "steps", "seconds", "encoder", "random weights", "no network", "encoder minus no network"]
+    return f"""## Which recipe the demo runs
+`{result["command"]}`: frozen dense probe on validation images; test images were not looked at. {_machine(result["machine"])}
+
+{_table(head, rows)}"""
+
+
+def _scratch(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            str(row["labelled_images"]),
+            "yes" if row["monai_augmented"] else "no",
+            f"{row['medssl_dice']:.3f} (rate {row['medssl_rate']:g})",
+            f"{row['monai_dice']:.3f} (rate {row['monai_rate']:g})",
+            _interval(row["medssl_minus_monai"]),
+        ]
+        for row in result["rows"]
+    ]
+    head = ["labelled images", "MONAI augments", "medssl from scratch", "MONAI's U-Net and loop", "difference"]
+    return f"""## Is our training from scratch a fair opponent?
+`{result["command"]}`: Dice on {result["patients"]} test patients, {result["seeds"]} seeds, {result["steps"]} steps of
+{result["crops_a_step"]} crops for both; each arm chooses its rate on validation images.
+
+{_table(head, rows)}"""
+
+
+_SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo": _demo,
+    "demo_choice": _choice,
+    "scratch_baseline": _scratch,
+}
