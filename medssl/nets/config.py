@@ -106,13 +106,41 @@ class ViTConfig(_EncoderSection):
         return self
 
 
-EncoderConfig = Annotated[DynUNetConfig | SegResNetConfig | ViTConfig, Field(discriminator="name")]
+class SwinConfig(_EncoderSection):
+    """MONAI's Swin transformer with patches of 2 voxels, the encoder of SwinUNETR (arXiv:2201.01266)."""
+
+    name: Literal["swin"] = "swin"
+    width: PositiveInt = 48
+    """Features of the finest map, a multiple of 12; they double at each stage."""
+    depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (2, 2, 2, 2)
+    """Blocks of each stage."""
+    heads: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 6, 12, 24)
+    """Attention heads of each stage; each divides the features of its stage."""
+    window: PositiveInt | tuple[PositiveInt, ...] = 7
+    """Cells of an attention window along each axis, or one number for all."""
+    qkv_bias: bool = True
+    """Bias of the query, key and value projection."""
+    convolutions: bool = False
+    """A residual convolution before each stage: SwinUNETR's second version."""
+
+    @model_validator(mode="after")
+    def _widths(self) -> SwinConfig:
+        if self.width % 12:
+            raise ValueError(f"width must be a multiple of 12, got {self.width}")
+        widths = [self.width * 2**stage for stage in range(4)]
+        if odd := [f"{w} by {h}" for w, h in zip(widths, self.heads) if w % h]:
+            raise ValueError(f"each stage's features must be a multiple of its heads; not so {', '.join(odd)}")
+        return self
+
+
+EncoderConfig = Annotated[DynUNetConfig | SegResNetConfig | ViTConfig | SwinConfig, Field(discriminator="name")]
 """The recipe's section `encoder`, told apart by its `name`."""
 
-CONFIGS: dict[str, type[DynUNetConfig] | type[SegResNetConfig] | type[ViTConfig]] = {
+CONFIGS: dict[str, type[DynUNetConfig] | type[SegResNetConfig] | type[ViTConfig] | type[SwinConfig]] = {
     "dynunet": DynUNetConfig,
     "segresnet": SegResNetConfig,
     "vit": ViTConfig,
+    "swin": SwinConfig,
 }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import files
 from ..config import Section
 from ..errors import DataError, RecipeError, WeightsError
-from .config import CONFIGS, DynUNetConfig, EncoderConfig, SegResNetConfig, ViTConfig, architecture
+from .config import CONFIGS, DynUNetConfig, EncoderConfig, SegResNetConfig, SwinConfig, ViTConfig, architecture
 from .weights import Receipt, load_weights, write_safetensors
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "SegResNetConfig",
+    "SwinConfig",
     "ViTConfig",
     "build_encoder",
     "encoder_from_spec",
@@ -41,6 +42,7 @@ _MODULES = {
     "dynunet": ("dynunet", "DynUNetEncoder"),
     "segresnet": ("segresnet", "SegResNetEncoder"),
     "vit": ("vit", "ViT"),
+    "swin": ("swin", "SwinEncoder"),
 }
 
 
@@ -60,6 +62,10 @@ class Encoder(nn.Module):
     """Names in `net` that follow from crop and spacing, and are not taken over from other networks."""
     head: ClassVar[tuple[str, ...]] = ()
     """Names in `net`, as prefixes, of the output block, which a task network replaces by its own."""
+
+    finest_trains_all: ClassVar[bool] = True
+    """Whether the finest map gives every trained parameter a gradient; if not, the coarsest does, and a method that
+    learns from the finest map alone would leave most of the encoder as it was."""
 
     kind: str
     """`volume` or `image2d`."""

@@ -18,6 +18,7 @@ from medssl.nets.encoder import (
     DynUNetConfig,
     Encoder,
     SegResNetConfig,
+    SwinConfig,
     ViTConfig,
     build_encoder,
     encoder_from_spec,
@@ -25,6 +26,7 @@ from medssl.nets.encoder import (
     save_network,
 )
 from medssl.nets.segresnet import segresnet_arguments
+from medssl.nets.swin import swin_arguments
 from medssl.nets.vit import vit_arguments
 from medssl.nets.weights import read_weights
 
@@ -40,6 +42,12 @@ SMALL: dict[str, tuple[Any, tuple[int, ...], tuple[float, ...] | None]] = {
     "segresnet-2d": (SegResNetConfig(channels=8, blocks_down=(1, 1, 1), blocks_up=(1, 1)), (16, 24), None),
     "vit-3d": (ViTConfig(patch=(4, 8, 4), width=36, depth=4, heads=2, mlp=40), (8, 24, 12), (1.0, 1.0, 2.0)),
     "vit-2d": (ViTConfig(patch=8, width=24, depth=2, heads=2, mlp=40), (16, 24), None),
+    "swin-3d": (SwinConfig(width=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 2), window=(3, 4, 3)), (32, 64, 32), None),
+    "swin-2d": (
+        SwinConfig(width=12, depths=(2, 1, 1, 1), heads=(1, 2, 2, 2), window=4, convolutions=True),
+        (64, 32),
+        None,
+    ),
 }
 every_encoder = pytest.mark.parametrize("kind", list(SMALL))
 
@@ -74,9 +82,13 @@ def test_a_batch_gives_the_maps_of_its_samples_one_by_one(kind: str) -> None:
 
 
 @every_encoder
-def test_every_trained_parameter_gets_a_gradient_from_the_finest_map(kind: str) -> None:
+def test_every_trained_parameter_gets_a_gradient_from_the_finest_map_or_the_encoder_says_no(kind: str) -> None:
     encoder = build(kind)
-    encoder(image(kind))[0].square().mean().backward()
+    encoder(image(kind))[0].sin().mean().backward()
+    without = [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    assert (without == []) is encoder.finest_trains_all
+    encoder.zero_grad()
+    encoder(image(kind))[0 if encoder.finest_trains_all else -1].sin().mean().backward()
     assert [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
@@ -121,6 +133,8 @@ def test_the_file_loads_strictly_into_monais_class_which_computes_the_same(kind:
     if kind.startswith("dynunet"):
         arguments = dynunet_arguments(config, channels=2, axes=len(shape), out_channels=config.features)
         net: Any = monai.networks.nets.DynUNet(**arguments)
+    elif kind.startswith("swin"):
+        net = monai.networks.nets.swin_unetr.SwinTransformer(**swin_arguments(config, channels=2, axes=len(shape)))
     elif kind.startswith("segresnet"):
         arguments = segresnet_arguments(config, channels=2, axes=len(shape), out_channels=config.features)
         net = monai.networks.nets.SegResNet(**arguments)
@@ -132,6 +146,9 @@ def test_the_file_loads_strictly_into_monais_class_which_computes_the_same(kind:
         tokens, hidden = theirs
         torch.testing.assert_close(encoder.tokens(x), tokens, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(encoder(x)[-1].flatten(2), hidden[encoder.taps[0]].mT, rtol=1e-5, atol=1e-5)
+    elif kind.startswith("swin"):
+        for ours, map_ in zip(encoder(x), theirs, strict=True):
+            torch.testing.assert_close(ours, map_, rtol=1e-5, atol=1e-5)
     else:
         torch.testing.assert_close(encoder(x)[0], theirs, rtol=1e-5, atol=1e-5)
 
@@ -162,9 +179,20 @@ def test_a_u_net_sees_any_multiple_of_its_strides(extra: int) -> None:
         (DynUNetConfig(strides=(2, 2, (2, 2))), (16, 16, 16)),
         (SegResNetConfig(), (12, 16, 16)),
         (ViTConfig(patch=16), (24, 32, 32)),
+        (SwinConfig(width=12), (32, 48, 32)),
+        (SwinConfig(width=12, window=(7, 7)), (32, 32, 32)),
         (DynUNetConfig(), (4, 16, 16, 16)),
     ],
-    ids=["odd crop", "one voxel left", "strides of 2D", "odd crop segresnet", "broken patches", "four axes"],
+    ids=[
+        "odd crop",
+        "one voxel left",
+        "strides of 2D",
+        "odd crop segresnet",
+        "broken patches",
+        "odd crop swin",
+        "window of 2D",
+        "four axes",
+    ],
 )
 def test_a_crop_that_does_not_fit_the_network_is_a_recipe_error(config: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(RecipeError):
@@ -181,6 +209,26 @@ def test_every_stride_the_section_accepts_can_be_built_and_others_are_named(stri
         return
     encoder = build_encoder(DynUNetConfig(**values), channels=1, shape=(4 * stride, 4 * stride, 4 * stride))
     assert encoder(torch.randn(1, 1, *(4 * stride,) * 3))[0].shape == (1, 32, 4, 4, 4)
+
+
+@pytest.mark.parametrize("convolutions", [False, True], ids=["first version", "second version"])
+def test_a_swins_file_loads_strictly_into_monais_swinunetr(convolutions: bool, tmp_path: Path) -> None:
+    config = SwinConfig(width=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 2), window=4, convolutions=convolutions)
+    encoder = build_encoder(config, channels=1, shape=(32, 32, 64)).eval()
+    weights = read_weights(save_network(tmp_path, encoder, preparation={}, card="") / "model.safetensors")
+    net: Any = monai.networks.nets.SwinUNETR(
+        1, 2, depths=config.depths, num_heads=config.heads, window_size=4, feature_size=12, use_v2=convolutions
+    )
+    net.swinViT.load_state_dict(weights, strict=True)
+    x = torch.randn(1, 1, 32, 32, 64)
+    for ours, theirs in zip(encoder(x), net.eval().swinViT(x, net.normalize), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("knobs", [{"width": 16}, {"heads": (5, 6, 12, 24)}], ids=["width", "heads"])
+def test_a_swin_that_monai_cannot_build_is_refused_by_its_section(knobs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="multiple"):
+        SwinConfig(**knobs)
 
 
 def test_the_smallest_accepted_crop_can_be_trained_on() -> None:
