@@ -43,7 +43,11 @@ class Batches(Protocol):
 
 
 class Observer(Protocol):
-    """Looks at a method every few steps, with whole weights, in eval mode, without gradient, on every rank."""
+    """Looks at a method every few steps, with whole weights, in eval mode, without gradient, on every rank.
+
+    An observer that has an attribute `stop` ends the run, after the step at which it became True; it keeps it in its
+    `state_dict`, so that a resumed run takes no step more.
+    """
 
     every: int
 
@@ -145,10 +149,11 @@ class _Run:
         log.cut(start)
         stream = self.loader.stream(start, config.steps, rank=self.rank, ranks=self.ranks)
         bad, views, waited, saved = 0, None, 0.0, time.perf_counter()
-        since = time.perf_counter()
+        since, done = time.perf_counter(), start
         progress(name, start, config.steps)
         try:
-            for step in range(start, config.steps):
+            while done < config.steps and not self._asked_to_stop():
+                step = done
                 before = time.perf_counter()
                 batch = next(stream)
                 waited += time.perf_counter() - before
@@ -164,9 +169,10 @@ class _Run:
                     )
                 done = step + 1
                 self._observe(done, log)
+                last = done == config.steps or self._asked_to_stop()
                 due = time.perf_counter() - saved > 60 * config.checkpoint_minutes
-                keep = done % config.checkpoint_steps == 0 or done == config.steps or (self.ranks == 1 and due)
-                if done % config.log_steps == 0 or done == config.steps:
+                keep = done % config.checkpoint_steps == 0 or last or (self.ranks == 1 and due)
+                if done % config.log_steps == 0 or last:
                     passed = time.perf_counter() - since
                     log.flush(done, seconds=passed, data_wait=waited)
                     waited, since = 0.0, time.perf_counter()
@@ -181,7 +187,7 @@ class _Run:
             close = getattr(stream, "close", None)
             if close:
                 close()
-        return TrainResult(self.out, config.steps, start, time.perf_counter() - began, dict(log.last))
+        return TrainResult(self.out, done, start, time.perf_counter() - began, dict(log.last))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "bf16":
@@ -252,6 +258,19 @@ class _Run:
             for observer in due:
                 observer.observe(done, self.method, log.put)
         self.method.train()
+        if self.ranks > 1:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Let every rank stop where one does: they see the same, but perhaps not to the last bit."""
+        for observer in self.observers:
+            if hasattr(observer, "stop"):
+                stop = torch.tensor(float(observer.stop), device=self.device)
+                torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
+                observer.stop = bool(stop)
+
+    def _asked_to_stop(self) -> bool:
+        return any(getattr(observer, "stop", False) for observer in self.observers)
 
     def _save(self, done: int, log: Log) -> None:
         if self.rank == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,24 @@ from medssl.train import TrainConfig, train
 from tests.methods.toys import TOYS, make
 
 STEPS = 3
+
+
+class StopsOnOneRank:
+    """An observer that asks rank 1 alone to stop after two steps."""
+
+    every = 1
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.stop = rank, False
+
+    def observe(self, step: int, method: Any, log: Any) -> None:
+        self.stop = step >= 2 and self.rank == 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 def main(rank: int, folder: Path, weights: Path) -> None:
@@ -27,6 +46,11 @@ def main(rank: int, folder: Path, weights: Path) -> None:
                 with tempfile.TemporaryDirectory() as out:
                     train(method, loader, config, Path(out))
                 torch.save(method.state_dict(), folder / f"{name}-{micros}-{rank}.pt")
+        method, loader = make("queue")
+        config = TrainConfig(steps=STEPS, warmup_steps=1, device="cpu")
+        with tempfile.TemporaryDirectory() as out:
+            stopped = train(method, loader, config, Path(out), observers=[StopsOnOneRank(rank)])
+        (folder / f"stopped-{rank}").write_text(str(stopped.steps))
     finally:
         dist.destroy_process_group()
 

@@ -140,6 +140,37 @@ def test_observers_change_nothing_and_see_eval_mode_without_gradient(tmp_path: P
     assert read_metrics(tmp_path / "two")[-1]["health/looked"] == 4
 
 
+class Stops:
+    """An observer that asks to stop after some steps, and remembers it."""
+
+    every = 1
+
+    def __init__(self, after: int) -> None:
+        self.after, self.stop = after, False
+
+    def observe(self, step: int, method: Any, log: Callable[[str, float], None]) -> None:
+        self.stop = step >= self.after
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stop": self.stop}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stop = state["stop"]
+
+
+def test_an_observer_may_end_the_run_and_a_resumed_run_takes_no_step_more(tmp_path: Path) -> None:
+    method, loader = make("queue")
+    config = TrainConfig(**QUICK | {"steps": 9, "checkpoint_steps": 100, "log_steps": 100})
+    result = train(method, loader, config, tmp_path, observers=[Stops(3)])
+    assert result.steps == 3
+    assert read_metrics(tmp_path)[-1]["step"] == 3
+    again, loader = make("queue")
+    resumed = train(again, loader, config, tmp_path, observers=[Stops(99)], resume=True)
+    assert (resumed.resumed_from, resumed.steps) == (3, 3)
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, method.state_dict()[key])
+
+
 def test_a_group_waits_its_frozen_steps_and_others_do_not(tmp_path: Path) -> None:
     method, loader = make("prototypes frozen at first")
     start = method.state_dict()["prototypes"].clone()

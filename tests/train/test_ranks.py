@@ -59,3 +59,7 @@ def test_two_ranks_take_the_same_step_as_one(
         torch.testing.assert_close(
             states[0][key].double(), value.double(), rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
         )
+
+
+def test_where_one_rank_asks_to_stop_all_do(ranks: Path) -> None:
+    assert [(ranks / f"stopped-{rank}").read_text() for rank in range(2)] == ["2", "2"]
