@@ -2,7 +2,7 @@
 
 from .certainty import Interval, bootstrap
 from .features import effective_rank
-from .overlap import class_numbers, dice, hausdorff95
+from .overlap import class_numbers, dice, hausdorff95, surface_dice, surface_measures, volume_error_ml
 from .pairing import draw_images, mean_of, per_patient
 
 __all__ = [
@@ -15,4 +15,7 @@ __all__ = [
     "hausdorff95",
     "mean_of",
     "per_patient",
+    "surface_dice",
+    "surface_measures",
+    "volume_error_ml",
 ]

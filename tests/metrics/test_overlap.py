@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from medssl.metrics import class_numbers, dice, hausdorff95
+from medssl.metrics import class_numbers, dice, hausdorff95, surface_dice, surface_measures, volume_error_ml
 from medssl.metrics.overlap import _surface
 
 label_maps = hnp.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=7).flatmap(
@@ -104,3 +104,76 @@ def test_maps_of_different_shape_are_refused() -> None:
 
 def test_class_numbers_follow_the_values() -> None:
     np.testing.assert_array_equal(class_numbers(np.array([0, 255, 3, 0]), (3, 255)), [0, 2, 1, 0])
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.5], ids=["exact", "one mm", "two and a half mm"])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.3, 5.0)], ids=["isotropic", "thick slices"])
+def test_surface_dice_equals_monai_on_blobs(spacing: tuple[float, ...], tolerance: float) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    random = np.random.default_rng(4)
+    field = gaussian_filter(random.normal(size=(2, 18, 21, 15)), (0, 2, 2, 2))
+    a, b = ((x > 0.05).astype(int) + (x > 0.12) for x in (field[0], field[0] + 0.5 * field[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # monai's own imports
+        import torch
+        from monai.metrics import compute_surface_dice
+
+        hot = [torch.from_numpy(np.stack([x == k for k in range(3)]))[None] for x in (a, b)]
+        want = compute_surface_dice(*hot, class_thresholds=[tolerance] * 2, spacing=spacing)
+    found = surface_dice(a, b, spacing, tolerance_mm=tolerance, classes=3)
+    np.testing.assert_allclose(found, want[0].numpy(), rtol=1e-6)
+
+
+@given(pair=label_maps, spacing=st.tuples(*[st.floats(0.3, 7)] * 3), tolerance=st.floats(0, 5))
+def test_surface_dice_is_symmetric_and_grows_with_the_tolerance(
+    pair: tuple[NDArray[np.uint8], NDArray[np.uint8]], spacing: tuple[float, ...], tolerance: float
+) -> None:
+    a, b = pair
+    mm = spacing[: a.ndim]
+    one, other = (surface_dice(x, y, mm, tolerance_mm=tolerance, classes=3) for x, y in ((a, b), (b, a)))
+    np.testing.assert_array_equal(one, other)
+    assert ((one >= 0) & (one <= 1) | np.isnan(one)).all()
+    wider = surface_dice(a, b, mm, tolerance_mm=tolerance + 1, classes=3)
+    assert (np.isnan(wider) | (wider >= one)).all()
+
+
+@given(pair=label_maps)
+def test_both_surface_measures_at_once_are_each_alone(pair: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+    a, b = pair
+    mm = (0.5, 2.0, 1.0)[: a.ndim]
+    far, near = surface_measures(a, b, mm, tolerance_mm=1.0, classes=3)
+    np.testing.assert_array_equal(near, surface_dice(a, b, mm, tolerance_mm=1.0, classes=3))
+    alone = hausdorff95(a, b, mm)
+    np.testing.assert_array_equal(far[: len(alone)], alone)
+    assert np.isnan(far[len(alone) :]).all()
+
+
+def test_a_surface_moved_by_less_than_the_tolerance_is_right_and_by_more_is_wrong() -> None:
+    a = np.zeros((12, 4, 4), int)
+    b = a.copy()
+    a[2:6], b[3:7] = 1, 1  # moved by 2.5 mm; both are cut by the image's border on four sides
+    assert surface_dice(a, b, (2.5, 1, 1), tolerance_mm=2.5, classes=2)[0] == 1
+    assert surface_dice(a, b, (2.5, 1, 1), tolerance_mm=2.4, classes=2)[0] < 1
+
+
+def test_surface_dice_is_zero_where_a_class_was_missed_or_made_up_and_nan_where_it_is_nowhere() -> None:
+    a, b = np.zeros((4, 4), int), np.zeros((4, 4), int)
+    a[1, 1], b[2, 2] = 1, 2
+    np.testing.assert_array_equal(surface_dice(a, b, (1, 1), tolerance_mm=9, classes=4), [0, 0, np.nan])
+
+
+def test_volume_error_is_the_difference_in_millilitres() -> None:
+    a, b = np.zeros((10, 10, 10), int), np.zeros((10, 10, 10), int)
+    a[:5], b[:2], b[9] = 1, 1, 2
+    np.testing.assert_allclose(
+        volume_error_ml(a, b, (2.0, 1.0, 0.5), 4), [300 * 1e-3, -100 * 1e-3, np.nan], equal_nan=True
+    )
+    with pytest.raises(ValueError, match="three axes"):
+        volume_error_ml(a[0], b[0], (1, 1), 2)
+
+
+@given(pair=label_maps)
+def test_swapping_the_maps_turns_the_volume_error_around(pair: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+    a, b = (x.reshape(x.shape + (1,) * (3 - x.ndim)) for x in pair)
+    np.testing.assert_array_equal(volume_error_ml(a, b, (1, 2, 3), 3), -volume_error_ml(b, a, (1, 2, 3), 3))
