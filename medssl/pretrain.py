@@ -185,7 +185,8 @@ def _open_stores(recipe: Recipe, data: Data, out: Path, progress: Progress) -> d
         )
     if not streams and len(named) > 1:
         raise UsageError(
-            f"the recipe has no streams, and {len(named)} stores are given", fix="give one store, or name loader.streams"
+            f"the recipe has no streams, and {len(named)} stores are given",
+            fix="give one store, or name loader.streams",
         )
     stores = {}
     for name, value in named.items():
