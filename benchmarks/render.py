@@ -80,7 +80,8 @@ def _choice(result: dict[str, Any]) -> str:
     ]
     head = ["recipe", "steps", "seconds", "encoder", "random weights", "no network", "encoder minus no network"]
     return f"""## Which recipe the demo runs
-`{result["command"]}`: frozen dense probe on validation images; test images were not looked at. {_machine(result["machine"])}
+`{result["command"]}`: frozen dense probe on validation images; test images were not looked at.
+{_machine(result["machine"])}
 
 {_table(head, rows)}"""
 

@@ -57,8 +57,8 @@ class Anatomy(Method):
         radius_mm: PositiveFloat = 4.0
         """Largest distance of a positive pair. Paper: 5."""
         across_weight: float = Field(0.0, ge=0)
-        """Weight of positives between images beside 1 for those of the same image; above 0 only where crops of different
-        patients lie alike."""
+        """Weight of positives between images, beside 1 for those of the same image; above 0 only where crops of
+        different patients lie alike."""
         across_sd_mm: PositiveFloat = 4.0
         """Standard deviation of the Gaussian that weighs positives between images, by place in the image."""
         ignore_mm: float = Field(12.0, ge=0)

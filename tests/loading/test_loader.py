@@ -119,7 +119,7 @@ def test_a_batch_is_its_samples_one_by_one(volumes: Store, case: str) -> None:
 
 
 def whole_start(start: Any, axis: Any) -> Any:
-    """Return a crop's first voxel in its image's axis order: a slice's number along its normal comes last in `start`."""
+    """Return a crop's first voxel in its image's axis order; in `start` a slice's number comes last."""
     return start if axis == "none" else np.insert(start[:2], axis, start[2])
 
 
