@@ -1,4 +1,4 @@
-"""Segmenter: the task network of segmentation, of MONAI's classes alone: a bundle of it needs nothing of ours.
+"""Segmenter: the task network of segmentation, of MONAI's classes: a bundle of it needs nothing of ours, or one file.
 
 It gives logits at the image's own resolution. A U-Net whose stem takes a step of two works at half resolution, in a
 tenth of the time; its feature map is enlarged by a learned sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158),
@@ -9,25 +9,31 @@ Shapes: B batch, C channels, D H W voxels, K classes, background first.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.networks.blocks import UpSample
-from monai.networks.nets import UNETR, DynUNet, SegResNet
+from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
 from torch import Tensor, nn
 
 from ..config import Section
 from ..errors import RecipeError, UsageError, WeightsError
-from .config import CONFIGS, DynUNetConfig, SegResNetConfig, ViTConfig, architecture
-from .dynunet import axis_strides, dynunet_arguments
+from . import decoders
+from .blueprint import SCRIPT, Decoder, blueprint
+from .config import CONFIGS, ViTConfig, architecture
 from .encoder import Encoder
-from .segresnet import segresnet_arguments
 from .vit import ViT
 from .weights import Receipt, load_weights
 
-_HEADS = {"dynunet": ("output_block.",), "segresnet": ("conv_final.2.",)}
-_UNETR_FEATURES = 16
+_CLASSES: dict[str, Any] = {
+    "DynUNet": DynUNet,
+    "SegResNet": SegResNet,
+    "SwinUNETR": SwinUNETR,
+    "UNETR": UNETR,
+    "UpSample": UpSample,
+}
 _WINDOWS_AT_ONCE = 4
 
 
@@ -36,7 +42,8 @@ class Segmenter(nn.Module):
 
     Args:
         spec: plain values: `encoder` (an encoder's spec), `classes`, `labels`, `shape` (the crop it sees), `overlap`
-            (of windows at inference) and `slice_axis` (where a 2D network sees the slices of volumes, else None).
+            (of windows at inference), `decoder` (which one) and `slice_axis` (where a 2D network sees the slices of
+            volumes, else None).
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -48,9 +55,15 @@ class Segmenter(nn.Module):
         self.channels = int(spec["encoder"]["channels"])
         self.preparation: dict[str, Any] = {}
         self.receipt: Receipt | None = None
-        self._name = str(spec["encoder"]["name"])
-        self._config = CONFIGS[self._name](**spec["encoder"]["config"])
-        parts = [_build(target, arguments) for target, arguments in self._parts()]
+        self._config = CONFIGS[str(spec["encoder"]["name"])](**spec["encoder"]["config"])
+        self._blueprint = blueprint(
+            self._config,
+            channels=self.channels,
+            shape=self.shape,
+            classes=self.classes,
+            decoder=spec.get("decoder", "unetr"),  # networks saved before there was a choice
+        )
+        parts = [_build(target, arguments) for target, arguments in self._blueprint.parts]
         self.net: nn.Module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
         if isinstance(self._config, ViTConfig):
             self._fix_vit(self._config)
@@ -58,13 +71,14 @@ class Segmenter(nn.Module):
     @property
     def multiple(self) -> tuple[int, ...]:
         """Each axis of an image must be a multiple of this many voxels."""
-        axes = len(self.shape)
-        if isinstance(self._config, DynUNetConfig):
-            steps = torch.tensor(axis_strides(self._config, axes)).prod(0)
-            return tuple(int(n) for n in steps)
-        if isinstance(self._config, SegResNetConfig):
-            return (2 ** (len(self._config.blocks_down) - 1),) * axes
-        return self.shape
+        return self._blueprint.multiple
+
+    @property
+    def script(self) -> str | None:
+        """The source a bundle must carry for its network, or None where MONAI's classes are enough."""
+        if not any(target.startswith(SCRIPT) for target, _ in self._blueprint.parts):
+            return None
+        return Path(decoders.__file__).read_text(encoding="utf-8")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K, ...) of the shape of the image x, (B, C, ...)."""
@@ -103,17 +117,14 @@ class Segmenter(nn.Module):
 
     def body(self) -> nn.Module:
         """Return the part of the network whose weights an encoder brings."""
-        if isinstance(self._config, ViTConfig):
-            return self.net.vit  # type: ignore[return-value]
-        return self.net[0] if isinstance(self.net, nn.Sequential) else self.net
+        return self.net.get_submodule(self._blueprint.body)
 
     def new_names(self) -> tuple[str, ...]:
         """Return how names in `body()` begin that no encoder brings; an impossible name where it brings all."""
-        whole = isinstance(self.net, nn.Sequential) or isinstance(self._config, ViTConfig)
-        return (" ",) if whole else _HEADS[self._name]
+        return self._blueprint.new or (" ",)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that no encoder brings: the output block, or all of UNETR beside its ViT."""
+        """Return the parameters that no encoder brings: the output block, or all of the decoder over a transformer."""
         brought = {id(p) for n, p in self.body().named_parameters() if not n.startswith(self.new_names())}
         return [p for p in self.parameters() if id(p) not in brought]
 
@@ -122,7 +133,7 @@ class Segmenter(nn.Module):
 
         Where there are several items, their weights have the names of `net` all the same.
         """
-        items = [{"_target_": target, **arguments} for target, arguments in self._parts()]
+        items = [{"_target_": target, **arguments} for target, arguments in self._blueprint.parts]
         if len(items) == 1:
             return {"network_def": items[0]}
         return {
@@ -131,32 +142,8 @@ class Segmenter(nn.Module):
             "network_def": "$torch.nn.Sequential(@network_body, @network_upsample)",
         }
 
-    def _parts(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the network's modules in order: their class in MONAI's or torch's words, and its arguments."""
-        axes, config = len(self.shape), self._config
-        if isinstance(config, DynUNetConfig):
-            stem = axis_strides(config, axes)[0]
-            half = any(step > 1 for step in stem)
-            width = config.features if half else self.classes
-            body = dynunet_arguments(config, channels=self.channels, axes=axes, out_channels=width)
-            if not half:
-                return [("DynUNet", body)]
-            enlarge = {
-                "spatial_dims": axes,
-                "in_channels": config.features,
-                "out_channels": self.classes,
-                "scale_factor": stem,
-                # MONAI's sub-pixel convolution takes one factor for all axes.
-                **({"mode": "pixelshuffle", "apply_pad_pool": False} if len(set(stem)) == 1 else {"mode": "deconv"}),
-            }
-            return [("DynUNet", body), ("UpSample", enlarge)]
-        if isinstance(config, SegResNetConfig):
-            arguments = segresnet_arguments(config, channels=self.channels, axes=axes, out_channels=self.classes)
-            return [("SegResNet", arguments)]
-        return [("UNETR", _unetr_arguments(config, self.channels, self.shape, self.classes))]
-
     def _fix_vit(self, config: ViTConfig) -> None:
-        """Give UNETR's ViT the positions of our encoder at this crop, and fix what gets no gradient."""
+        """Give MONAI's ViT the positions of our encoder at this crop, and fix what gets no gradient."""
         spacing = self.spec["encoder"]["spacing_mm"]
         # An encoder of the same crop knows the positions; its blocks are not needed.
         own = ViT(
@@ -183,6 +170,7 @@ def segmenter_for(
     spacing_mm: tuple[float, ...] | None = None,
     overlap: float = 0.5,
     slice_axis: int | None = None,
+    decoder: Decoder = "unetr",
 ) -> Segmenter:
     """Build the task network that fits an encoder, with fresh weights; `load_encoder_into` brings the pretrained ones.
 
@@ -195,6 +183,8 @@ def segmenter_for(
         spacing_mm: of the images; the encoder's unless given.
         overlap: share by which windows overlap in `predict`.
         slice_axis: axis of volumes along which a 2D network sees slices; None for images.
+        decoder: `unetr`, the family's own (a U-Net's, UNETR's, SwinUNETR's), or `light`, with few weights and no skip
+            from the image.
 
     Raises:
         RecipeError: there is no task network for this encoder.
@@ -223,7 +213,7 @@ def segmenter_for(
         spec["spacing_mm"] = [float(mm) for mm in spacing_mm]
     crop = tuple(shape or spec["shape"])
     window = {"shape": list(crop), "overlap": float(overlap), "slice_axis": slice_axis}
-    segmenter = Segmenter({"encoder": spec, "classes": classes, "labels": list(labels), **window})
+    segmenter = Segmenter({"encoder": spec, "classes": classes, "labels": list(labels), "decoder": decoder, **window})
     if any(n % m for n, m in zip(crop, segmenter.multiple)):
         raise RecipeError(
             f"a crop of {crop} voxels does not fit {spec['name']}, whose axes are multiples of {segmenter.multiple}",
@@ -261,29 +251,6 @@ def load_encoder_into(segmenter: Segmenter, encoder: Encoder) -> Receipt:
 
 
 def _build(target: str, arguments: dict[str, Any]) -> nn.Module:
-    classes: dict[str, Any] = {"DynUNet": DynUNet, "SegResNet": SegResNet, "UNETR": UNETR, "UpSample": UpSample}
-    return classes[target](**arguments)  # type: ignore[no-any-return]
-
-
-def _unetr_arguments(config: ViTConfig, channels: int, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
-    patch = (config.patch,) * len(shape) if isinstance(config.patch, int) else config.patch
-    if config.depth != 12 or any(p != 16 for p in patch):
-        raise RecipeError(
-            f"a ViT with patches of {tuple(patch)} and {config.depth} blocks has no segmenter: UNETR needs patches of "
-            "16 and 12 blocks",
-            where="encoder.patch, encoder.depth",
-            fix="pretrain with these, or with dynunet or segresnet",
-        )
-    return {
-        "in_channels": channels,
-        "out_channels": classes,
-        "img_size": list(shape),
-        "feature_size": _UNETR_FEATURES,
-        "hidden_size": config.width,
-        "mlp_dim": config.mlp,
-        "num_heads": config.heads,
-        "proj_type": "conv",
-        "norm_name": "instance",
-        "spatial_dims": len(shape),
-        "qkv_bias": config.qkv_bias,
-    }
+    own = target.removeprefix(f"{SCRIPT}.")
+    cls = _CLASSES[target] if own == target else getattr(decoders, own)
+    return cls(**arguments)  # type: ignore[no-any-return]

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
 from medssl.errors import RecipeError, UsageError, WeightsError
+from medssl.nets.decoders import PatchUNETR, steps_up
 from medssl.nets.encoder import (
     DynUNetConfig,
     SegResNetConfig,
+    SwinConfig,
     ViTConfig,
     build_encoder,
     load_network,
     save_network,
 )
-from medssl.nets.segmenter import Segmenter, load_encoder_into, segmenter_for
+from medssl.nets.segmenter import Segmenter, load_encoder_into, segmenter_for, segmenter_from_spec
+from medssl.nets.vit import vit_arguments
 
+TINY_SWIN = SwinConfig(width=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 2), window=4)
 SMALL: dict[str, tuple[Any, tuple[int, ...]]] = {
     "dynunet-half": (DynUNetConfig(channels=(8, 8, 16), features=4), (16, 24, 16)),
     "dynunet-thin": (DynUNetConfig(channels=(8, 8, 16), features=4, strides=((2, 2, 1), 2, 2)), (16, 24, 8)),
@@ -28,6 +38,14 @@ SMALL: dict[str, tuple[Any, tuple[int, ...]]] = {
     "dynunet-half-2d": (DynUNetConfig(channels=(8, 8, 16)), (16, 24)),
     "segresnet": (SegResNetConfig(channels=8, blocks_down=(1, 1), blocks_up=(1,)), (8, 12, 8)),
     "unetr": (ViTConfig(patch=16, width=24, depth=12, heads=2, mlp=24), (32, 16, 16)),
+    "unetr-small-patches": (ViTConfig(patch=8, width=24, depth=3, heads=2, mlp=24), (16, 16, 8)),
+    "unetr-thick-slices": (ViTConfig(patch=(2, 8, 12), width=24, depth=5, heads=2, mlp=24), (4, 16, 24)),
+    "unetr-2d": (ViTConfig(patch=14, width=24, depth=12, heads=2, mlp=24), (28, 42)),
+    "vit-light": (ViTConfig(patch=8, width=24, depth=4, heads=2, mlp=24), (16, 16, 8)),
+    "vit-light-2d": (ViTConfig(patch=(4, 8), width=24, depth=1, heads=2, mlp=24), (8, 16)),
+    "swin": (TINY_SWIN, (32, 64, 32)),
+    "swin-2d": (TINY_SWIN.model_copy(update={"convolutions": True}), (64, 64)),
+    "swin-light": (TINY_SWIN, (32, 32, 32)),
 }
 every_network = pytest.mark.parametrize("kind", list(SMALL))
 
@@ -36,7 +54,8 @@ def pair(kind: str) -> tuple[Any, Segmenter]:
     torch.manual_seed(0)
     config, shape = SMALL[kind]
     encoder = build_encoder(config, channels=1, shape=shape)
-    return encoder, segmenter_for(encoder, 3, labels=("background", "head", "tail"))
+    decoder: Any = "light" if "light" in kind else "unetr"
+    return encoder, segmenter_for(encoder, 3, labels=("background", "head", "tail"), decoder=decoder)
 
 
 @every_network
@@ -48,7 +67,7 @@ def test_logits_stand_on_the_grid_of_the_image(kind: str) -> None:
 @every_network
 def test_every_trained_parameter_gets_a_gradient(kind: str) -> None:
     _, segmenter = pair(kind)
-    segmenter(torch.randn(2, 1, *SMALL[kind][1])).square().mean().backward()
+    segmenter(torch.randn(2, 1, *SMALL[kind][1])).sin().mean().backward()
     assert [n for n, p in segmenter.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
@@ -80,8 +99,16 @@ def test_a_u_net_brings_its_decoder_and_only_the_output_block_is_new(kind: str, 
 
 
 @every_network
-def test_monai_builds_the_same_network_from_its_definition(kind: str) -> None:
+def test_monai_builds_the_same_network_from_its_definition(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, segmenter = pair(kind)
+    if segmenter.script is not None:  # as it lies in a bundle
+        (tmp_path / "scripts").mkdir()
+        (tmp_path / "scripts" / "network.py").write_text(segmenter.script)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "scripts", raising=False)
+        monkeypatch.delitem(sys.modules, "scripts.network", raising=False)
     config = json.loads(json.dumps({"imports": ["$import torch"], **segmenter.definition()}))
     network = ConfigParser(config).get_parsed_content("network_def")
     network.load_state_dict(segmenter.net.state_dict(), strict=True)
@@ -101,10 +128,26 @@ def test_saved_and_loaded_it_computes_the_same(kind: str, tmp_path: Path) -> Non
 
 
 @every_network
-def test_it_consists_of_monais_and_torchs_classes(kind: str) -> None:
+def test_it_consists_of_monais_and_torchs_classes_and_of_those_the_bundle_carries(kind: str) -> None:
     _, segmenter = pair(kind)
-    homes = {type(module).__module__.split(".")[0] for module in segmenter.net.modules()}
-    assert homes <= {"monai", "torch", "einops"}
+    homes = {type(module).__module__ for module in segmenter.net.modules()}
+    ours = {home for home in homes if home.split(".")[0] not in ("monai", "torch", "einops")}
+    assert ours == ({"medssl.nets.decoders"} if segmenter.script is not None else set())
+    assert (segmenter.script is None) is (
+        kind.startswith(("dynunet", "segresnet")) or kind in ("unetr", "swin", "swin-2d")
+    )
+
+
+def test_the_file_that_bundles_carry_imports_torch_and_monai_alone() -> None:
+    script = pair("vit-light")[1].script
+    assert script is not None
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(script))
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [])
+        + ([node.module or "."] if isinstance(node, ast.ImportFrom) else [])
+    }
+    assert names - set(sys.stdlib_module_names) == {"torch", "monai"}
 
 
 @pytest.mark.parametrize("size", [(16, 24, 16), (21, 30, 17), (9, 40, 16)], ids=["window", "odd", "smaller than it"])
@@ -156,10 +199,55 @@ def test_weights_of_another_kind_are_refused() -> None:
         load_encoder_into(segmenter, encoder)
 
 
-def test_a_vit_that_unetr_cannot_take_is_named_before_training() -> None:
-    encoder = build_encoder(ViTConfig(patch=8, width=24, depth=4, heads=2, mlp=24), channels=1, shape=(16, 16, 16))
-    with pytest.raises(RecipeError, match=r"patches of \(8, 8, 8\) and 4 blocks has no segmenter"):
+def test_with_patches_of_16_and_12_blocks_our_unetr_is_monais() -> None:
+    _, monais = pair("unetr")
+    config, shape = SMALL["unetr"]
+    ours = PatchUNETR(vit_arguments(config, channels=1, shape=shape), 3)
+    steps = {"encoder1": "image", "decoder5": "ups.0", "decoder4": "ups.1", "decoder3": "ups.2", "decoder2": "ups.3"}
+    named = {}
+    for name, tensor in monais.net.state_dict().items():
+        first, rest = name.split(".", 1)
+        if first in ("encoder2", "encoder3", "encoder4"):
+            # One block with steps inside there, a chain of blocks here.
+            part = 4 - int(first[-1])
+            found = re.fullmatch(r"blocks\.(\d)\.(\d)\.(.*)", rest)
+            if found is None:
+                name = f"skips.{part}.0.{rest}"
+            else:
+                number, convolves, inner = int(found[1]), found[2] == "1", found[3]
+                prefix = f"layer.{inner}" if convolves else f"transp_conv_init.{inner}"
+                name = f"skips.{part}.{1 + 2 * number + convolves}.{prefix}"
+        elif first in steps:
+            name = f"{steps[first]}.{rest}"
+        named[name] = tensor
+    ours.load_state_dict(named, strict=True)
+    x = torch.randn(1, 1, *shape)
+    torch.testing.assert_close(ours.eval()(x), monais.eval()(x))
+
+
+@given(stride=st.lists(st.integers(1, 40), min_size=2, max_size=3))
+def test_the_steps_of_a_decoder_lead_from_the_map_to_the_image(stride: list[int]) -> None:
+    steps = steps_up(stride)
+    assert [math.prod(axis) for axis in zip(*steps)] == stride
+    assert len(steps) == 1 or all(max(step) > 1 for step in steps)
+
+
+@pytest.mark.parametrize("kind", ["dynunet-half", "segresnet"])
+def test_a_u_net_takes_no_light_decoder(kind: str) -> None:
+    with pytest.raises(RecipeError, match="decoder of its own"):
+        segmenter_for(pair(kind)[0], 2, decoder="light")
+
+
+def test_a_crop_that_swinunetr_cannot_normalize_is_named_before_training() -> None:
+    encoder = build_encoder(TINY_SWIN, channels=1, shape=(32, 32, 32))
+    with pytest.raises(RecipeError, match="one voxel at the bottom"):
         segmenter_for(encoder, 2)
+
+
+def test_a_network_saved_before_decoders_could_be_chosen_has_its_familys_own() -> None:
+    spec = dict(pair("unetr")[1].spec)
+    assert spec.pop("decoder") == "unetr"
+    assert segmenter_from_spec(spec).net.__class__.__name__ == "UNETR"
 
 
 @pytest.mark.parametrize(("classes", "labels"), [(1, ()), (3, ("background", "lesion"))])
