@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -21,13 +22,14 @@ from .files import check_new, new_folder, write_json, write_text
 from .loading import Loader
 from .methods.catalogue import METHODS, method_class
 from .methods.method import Method
-from .nets.encoder import Encoder, build_encoder, save_network
+from .nets.encoder import Encoder, build_encoder, network_folder, save_network
 from .prepare import build_store
 from .probe import DenseProbe
 from .progress import Progress, silent
 from .recipe import Recipe, parse_recipe, recipe_yaml
 from .store import Store
 from .train import TrainResult, train
+from .train.checkpoint import newest_checkpoint
 from .train.distributed import process_group
 
 Data = Store | os.PathLike[str] | str | Mapping[str, Store | os.PathLike[str] | str]
@@ -111,15 +113,17 @@ def pretrain_encoder(
             _check_same(recipe, stores, out)
         single = next(iter(stores.values())) if len(stores) == 1 else None
         loader = Loader(single if single is not None else stores, recipe.loader, recipe.train.seed)
-        method, encoder = build_method(recipe, loader.facts(recipe.train.steps))
+        begun = resume and newest_checkpoint(out / "checkpoints") is not None
         notes: tuple[str, ...] = ()
-        if resume and not any((out / "checkpoints").glob("step-*")):
+        if resume and not begun:
             notes = ("there was no checkpoint to resume from: the run started anew",)
+        # A checkpoint holds what the first weights became: a run goes on where they are no longer to be found.
+        method, encoder = build_method(_without_weights(recipe) if begun else recipe, loader.facts(recipe.train.steps))
         if new and rank == 0:
             _begin(out, recipe, stores, encoder)
         observers = []
         if single is not None and recipe.probe.every and DenseProbe.possible(single, recipe.probe):
-            observers.append(DenseProbe(single, recipe.probe))
+            observers.append(DenseProbe(single, recipe.probe, name=next(iter(method.encoders()))))
         try:
             result = train(
                 method,
@@ -142,31 +146,54 @@ def pretrain_encoder(
                 save_network(out / name, leaving.cpu(), preparation=preparation, card=card)
         if ranks > 1:
             torch.distributed.barrier()
-    receipt = str(encoder.receipt) if encoder.receipt is not None else ""
+    receipt = (out / "receipt.txt").read_text(encoding="utf-8").rstrip() if (out / "receipt.txt").is_file() else ""
     return RunResult(out, next(iter(folders.values())), folders, result, receipt, notes)
 
 
 def _begin(out: Path, recipe: Recipe, stores: Mapping[str, Store], encoder: Encoder) -> None:
     """Make the run's folder, with all that says what run it is, once nothing can go wrong before the first step."""
     with new_folder(out) as folder:
-        write_json(folder / "environment.json", environment(stores))
-        write_text(folder / "recipe.yaml", recipe_yaml(recipe))
+        write_json(folder / "environment.json", environment(stores) | {"weights": _weights_hash(recipe)})
+        write_text(folder / "recipe.yaml", recipe_yaml(_shareable(recipe)))
         if encoder.receipt is not None:
             write_text(folder / "receipt.txt", f"{encoder.receipt}\n")
+
+
+def _shareable(recipe: Recipe) -> Recipe:
+    """Return the recipe without the folders in which its first weights lie: a run may be handed on, paths may not."""
+    weights = recipe.encoder.weights
+    return recipe if weights is None else _with_weights(recipe, Path(weights.name))
+
+
+def _without_weights(recipe: Recipe) -> Recipe:
+    return _with_weights(recipe, None)
+
+
+def _with_weights(recipe: Recipe, weights: Path | None) -> Recipe:
+    return recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"weights": weights})})
+
+
+def _weights_hash(recipe: Recipe) -> str:
+    """Name the content of the first weights; empty where there are none, or they are gone."""
+    weights = recipe.encoder.weights
+    if weights is None or not weights.exists():
+        return ""
+    file = network_folder(weights, ("encoder",)) / "model.safetensors" if weights.is_dir() else weights
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def build_method(recipe: Recipe, facts: Facts) -> tuple[Method, Encoder]:
     """Build the recipe's encoder and the method around it, with weights drawn from the recipe's seed."""
     cls = method_class(recipe.method.name)
-    if len(facts.streams) > 1 and not cls.several_streams:
+    if recipe.loader.streams and not cls.several_streams:
         raise RecipeError(
-            f"the method {recipe.method.name} takes one stream, the recipe has {len(facts.streams)}",
+            f"the method {recipe.method.name} takes one stream, the recipe names {', '.join(recipe.loader.streams)}",
             where="recipe key loader.streams",
             fix="leave streams out",
         )
     stream = next(iter(facts.streams.values()))
-    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.default_generator.manual_seed(hash64(recipe.train.seed, "weights") & ((1 << 63) - 1))
         encoder = build_encoder(
             recipe.encoder, channels=stream.channels, shape=stream.shape, spacing_mm=stream.spacing_mm
@@ -203,15 +230,21 @@ def _open_stores(recipe: Recipe, data: Data, out: Path, progress: Progress) -> d
 def _check_same(recipe: Recipe, stores: Mapping[str, Store], out: Path) -> None:
     try:
         before = parse_recipe(yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8")), name="recipe.yaml")
-        known = json.loads((out / "environment.json").read_text(encoding="utf-8"))["stores"]
+        began = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+        known, weights = began["stores"], began.get("weights", "")
     except (OSError, ValueError, KeyError) as error:
         raise RunError("the run's own recipe cannot be read", where=str(out), fix="start a new run") from error
-    if before.fingerprint != recipe.fingerprint:
-        changed = _differences(result_fields(before), result_fields(recipe))
+    shared = _shareable(recipe)
+    if before.fingerprint != shared.fingerprint:
+        changed = _differences(result_fields(before), result_fields(shared))
         raise RunError(
             f"the run was started with another recipe: {'; '.join(changed[:3])}",
             where=str(out),
             fix="resume with the same values, or start a new run",
+        )
+    if weights and (now := _weights_hash(recipe)) and now != weights:
+        raise RunError(
+            "the run was started from other weights", where="recipe key encoder.weights", fix="name the same weights"
         )
     if known != {name: store.fingerprint for name, store in stores.items()}:
         raise RunError("the run was started on other data", where=str(out), fix="resume with the same store")

@@ -34,7 +34,8 @@ def dense_contrast(
     queries = functional.normalize(queries.float(), dim=-1)
     keys = functional.normalize(keys.float(), dim=-1)
     positive = weight > 0
-    logits = queries @ keys.mT / temperature
+    with torch.autocast(queries.device.type, enabled=False):  # it would multiply in bf16: steps of 0.04 in the logits
+        logits = queries @ keys.mT / temperature
     logits = logits.masked_fill(ignore & ~positive, float("-inf"))
     share = weight / weight.sum(-1, keepdim=True).clamp_min(1e-12)
     # -inf times 0 is NaN: only positive pairs may enter the sum

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..batch import Batch, Draw, Facts
+from ..errors import RecipeError
 from ..joined import joined
 from ..losses.contrastive import dense_contrast, gaussian_positives
 from ..views.intensity import IntensityConfig, change_intensity
@@ -74,6 +75,7 @@ class Anatomy(Method):
     def __init__(self, config: Anatomy.Config, encoder: Any, facts: Facts) -> None:
         super().__init__(config, encoder, facts)
         self.n = len(facts.shape)
+        _check_view(config.view, facts.shape, encoder)
         width = encoder.out_channels[0]
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.features))
 
@@ -100,7 +102,7 @@ class Anatomy(Method):
         in_image = functional.pad(crop_voxels, (0, start.shape[1] - self.n)) + start[:, None]
         out["place"] = in_image * spacing_of(batch["affine"], start.shape[1])[:, None]  # mm from the image's corner
         out["valid"] = valid.float()  # (B, P)
-        out["item"] = batch["index"].double()  # (B,): a float, because all rows of a step are gathered as such
+        out["item"] = batch["index"]  # (B,)
         return out
 
     def forward(self, views: Views) -> Losses:
@@ -143,6 +145,15 @@ class Anatomy(Method):
             images = (views["one"][sample], views["two"][sample], likeness)
             rows.append(torch.cat([_marked(image, point) for image, point in zip(images, points)], 2))
         return {"correspondence": torch.cat(rows, 1)} if rows else {}
+
+
+def _check_view(view: tuple[int, ...], crop: tuple[int, ...], encoder: Any) -> None:
+    if view and (len(view) != len(crop) or any(v > c or v % m for v, c, m in zip(view, crop, encoder.multiple))):
+        raise RecipeError(
+            f"a view of {view} voxels cannot be cut from a crop of {crop} for this encoder",
+            where="recipe key method.view",
+            fix=f"give {len(crop)} numbers, at most the crop's, each a multiple of {encoder.multiple}",
+        )
 
 
 def correspondence(place: Tensor, item: Tensor, valid: Tensor, config: Anatomy.Config) -> tuple[Tensor, Tensor]:

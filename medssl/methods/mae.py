@@ -86,7 +86,7 @@ class MAE(Method):
 
     def views(self, batch: Batch, step: int) -> Views:
         image, draw, spacing = batch["image"], Draw(batch["key"]), spacing_of(batch["affine"], self.n)
-        real = _box_mask(batch["box"], tuple(image.shape[2:]))  # (B, 1, D, H, W), False where the crop is padding
+        real = _real_voxels(batch["box"], tuple(image.shape[2:]))  # (B, 1, D, H, W), False where the crop is padding
         moved = self.config.spatial
         if moved.rotation or moved.scale or moved.shift_mm or moved.flips:
             matrix = draw_affine(moved, draw.of("spatial"), self.n)
@@ -155,7 +155,7 @@ def _volume(sizes: tuple[int, ...]) -> int:
     return out
 
 
-def _box_mask(box: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _real_voxels(box: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return (B, 1, *shape) bool, True within each sample's box (B, 2, n)."""
     mask = torch.ones(len(box), 1, *shape, dtype=torch.bool, device=box.device)
     for axis, size in enumerate(shape):

@@ -1,4 +1,4 @@
-"""Where a process stands among its ranks. Launching is torchrun's or SLURM's work."""
+"""Where a process stands among its ranks. Launching is torchrun's work."""
 
 from __future__ import annotations
 

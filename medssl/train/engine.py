@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..batch import Batch, Facts, hash64, is_streams, rows, to_device
 from ..errors import RunError
@@ -82,7 +84,7 @@ class TrainResult:
             "steps": self.steps,
             "resumed_from": self.resumed_from,
             "seconds": self.seconds,
-            "metrics": dict(self.metrics),
+            "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
         }
 
 
@@ -136,6 +138,7 @@ class _Run:
         _check_shares(loader.facts(config.steps), ranks, config.microbatches)
         groups = method.groups()
         check_groups(method, groups)
+        _check_batch_norm(method, ranks, config.microbatches)
         self.wrapped: nn.Module = method
         if ranks > 1:
             # Buffers are equal on every rank by rule 2 of the contract; sending them would cost 51 MB a step (Alice).
@@ -170,8 +173,7 @@ class _Run:
                 done = step + 1
                 self._observe(done, log)
                 last = done == config.steps or self._asked_to_stop()
-                due = time.perf_counter() - saved > 60 * config.checkpoint_minutes
-                keep = done % config.checkpoint_steps == 0 or last or (self.ranks == 1 and due)
+                keep = done % config.checkpoint_steps == 0 or last or self._due(saved, done)
                 if done % config.log_steps == 0 or last:
                     passed = time.perf_counter() - since
                     log.flush(done, seconds=passed, data_wait=waited)
@@ -180,14 +182,25 @@ class _Run:
                     self._save(done, log)
                     saved = time.perf_counter()
                 progress(name, done, config.steps)
-            if views is not None and self.rank == 0:
-                self._panels(views)
+            if self.rank == 0:
+                self._panels(views, done)
         finally:
             log.close()
             close = getattr(stream, "close", None)
             if close:
                 close()
         return TrainResult(self.out, done, start, time.perf_counter() - began, dict(log.last))
+
+    def _due(self, saved: float, done: int) -> bool:
+        """Say whether the time between two checkpoints is over; ranks ask the first one, now and then."""
+        due = time.perf_counter() - saved > 60 * self.config.checkpoint_minutes
+        if self.ranks == 1:
+            return due
+        if done % self.config.log_steps:
+            return False
+        flag = torch.tensor(float(due), device=self.device)
+        torch.distributed.broadcast(flag, 0)
+        return bool(flag)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "bf16":
@@ -203,8 +216,7 @@ class _Run:
 
     def _views(self, batch: Batch, step: int) -> Views:
         with torch.no_grad():
-            scaled = {k: scale(v) for k, v in batch.items()} if is_streams(batch) else scale(batch)
-            return self.method.views(scaled, step)
+            return self.method.views(scale(batch), step)
 
     def _step(self, step: int, batch: Batch, log: Log) -> tuple[Views, bool]:
         method, micros = self.method, self.config.microbatches
@@ -217,9 +229,10 @@ class _Run:
             if method.joins and micros > 1:
                 for micro, part in enumerate(parts):
                     pass_.record(micro)
+                    views = self._views(part, step)  # outside autocast, as in the pass that replays
                     self._seed(step, firsts[micro])
                     with torch.no_grad(), self._autocast():
-                        method(self._views(part, step))
+                        method(views)
             for micro, part in enumerate(parts):
                 if method.joins and micros > 1:
                     pass_.replay(micro)
@@ -237,6 +250,7 @@ class _Run:
         rate, norm, taken = self.optimiser.step(step)
         log.put("train/learning_rate", rate)
         log.add("train/gradient_norm", norm)
+        log.add("health/skipped_steps", 0.0 if taken else 1.0)  # the share of steps
         if taken:
             whole = _whole_step(seen)
             self._seed(step)
@@ -245,8 +259,6 @@ class _Run:
             forget_moments(self.optimiser.adamw)
             if "features" in whole and (step + 1) % self.config.log_steps == 0:
                 log.put("health/effective_rank", effective_rank(whole["features"]))
-        else:
-            log.add("health/skipped_steps", 1.0)
         return views, taken
 
     def _observe(self, done: int, log: Log) -> None:
@@ -299,7 +311,15 @@ class _Run:
                 observer.load_state_dict(state)
         return min(step, self.config.steps)
 
-    def _panels(self, views: Views) -> None:
+    def _panels(self, views: Views | None, done: int) -> None:
+        if views is None:
+            if done == 0 or (self.out / "panels").exists():
+                return
+            # Killed between the last checkpoint and the pictures: the last step's views are made again.
+            with torch.random.fork_rng(devices=[]):
+                batch = next(iter(self.loader.stream(done - 1, done, rank=self.rank, ranks=self.ranks)))
+            part = to_device(_split(batch, self.config.microbatches)[-1], self.device)
+            views = self._views(part, done - 1)
         self.method.eval()
         with torch.no_grad():
             panels = self.method.panels(views)
@@ -355,6 +375,16 @@ def _check_needs(method: Method, batch: Batch) -> None:
                 where=f"loader{'.streams.' + name if name else ''}",
                 fix="choose the loader's options that this method's recipe has",
             )
+
+
+def _check_batch_norm(method: nn.Module, ranks: int, micros: int) -> None:
+    norms = [name for name, module in method.named_modules() if isinstance(module, _BatchNorm)]
+    if norms and ranks * micros > 1:
+        raise RunError(
+            f"batch norm makes a step depend on how it is cut into {ranks} ranks x {micros} microbatches",
+            where=norms[0],
+            fix="choose instance or group norm (encoder.norm), or one rank and one microbatch",
+        )
 
 
 def _check_shares(facts: Facts, ranks: int, micros: int) -> None:

@@ -77,7 +77,7 @@ class Log:
         names = sorted(self._sums)
         if not names:
             return {}
-        sums = torch.stack([torch.as_tensor(self._sums[name]).double().cpu() for name in names])
+        sums = torch.stack([torch.as_tensor(self._sums[name]).cpu().double() for name in names])
         means = sums / torch.tensor([self._counts[name] for name in names]).double()
         _, ranks = rank_and_ranks()
         if ranks > 1:

@@ -69,7 +69,8 @@ def view_to_crop(points: Tensor, matrix: Tensor) -> Tensor:
 def crop_to_view(points: Tensor, matrix: Tensor) -> Tensor:
     """Map (B, P, n) offsets in a crop to offsets in the view, mm; the inverse of `view_to_crop`."""
     linear = matrix[..., :-1]
-    solved: Tensor = torch.linalg.solve(linear, (points - matrix[..., -1][:, None]).mT)
+    # solve() would wait for the device to see whether a matrix is singular; rotations and scales never are
+    solved: Tensor = torch.linalg.solve_ex(linear, (points - matrix[..., -1][:, None]).mT)[0]
     return solved.mT
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from medssl.nets.encoder import load_encoder, save_network
 from medssl.train import TrainConfig, train
 
-from .toys import TOYS, Planes, ToyLoader, make, small_encoder
+from .toys import REAL, TOYS, Planes, ToyLoader, assert_same_gradient, gradients, make, small_encoder
 
 STEPS = 6
 
@@ -87,6 +87,18 @@ def test_microbatches_take_the_same_step_as_the_whole_batch(name: str, first_run
         torch.testing.assert_close(
             parts[key].double(), value.double(), rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
         )
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_microbatches_of_a_shipped_method_give_the_gradient_of_the_whole_batch(name: str) -> None:
+    whole = gradients(name)
+    for micros in (2, 4):
+        assert_same_gradient(whole, gradients(name, microbatches=micros))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_microbatches_in_bf16_stay_near_the_whole_batch(name: str) -> None:
+    assert_same_gradient(gradients(name), gradients(name, microbatches=2, precision="bf16"), tolerance=0.1)
 
 
 @pytest.mark.parametrize("name", TOYS)

@@ -6,6 +6,7 @@ folder, not what they learn. Shapes: B batch, C channels, H W pixels, F features
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from torch.nn import functional
 
 from medssl.batch import Batch, Draw, Facts, StreamFacts, hash64
 from medssl.joined import joined
+from medssl.methods.anatomy import Anatomy
+from medssl.methods.mae import MAE
 from medssl.methods.method import Group, Losses, Method, MethodConfig, Views, decay_groups
-from medssl.nets.encoder import DynUNetConfig, Encoder, build_encoder
+from medssl.nets.encoder import DynUNetConfig, Encoder, ViTConfig, build_encoder
 from medssl.nets.frozen import Frozen, Teacher, assign_
+from medssl.train import TrainConfig, train
 
 SIZE, ITEMS, BATCH = 16, 24, 8
 SMALL = DynUNetConfig(channels=(8, 8, 16), strides=(2, 2, 2), features=8, norm="group")
@@ -66,6 +70,8 @@ class ToyLoader:
             "image_id": f"{stream}-{index}",
             "tokens": torch.tensor([i, j, 8 + i]),
             "present": present,
+            "box": torch.tensor([[0, 0], [SIZE, SIZE]]),
+            "start": torch.zeros(2, dtype=torch.int64),
         }
 
     def stream(self, start_step: int, steps: int, *, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
@@ -291,8 +297,57 @@ class SecondStage(Toy):
         return Losses.of(distillation=(own - target).square().mean(1).mean(), projector=self_term)
 
 
+def make_real(name: str, steps: int) -> tuple[Method, ToyLoader]:
+    """Build a shipped method on the toys' images."""
+    loader = ToyLoader()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        facts = loader.facts(steps)
+        if name == "mae tokens":
+            section = ViTConfig(patch=4, width=16, depth=2, heads=2, mlp=32)
+            encoder = build_encoder(section, channels=1, shape=(SIZE, SIZE), spacing_mm=(1.0, 1.0))
+            config = MAE.Config(form="tokens", decoder_width=16, decoder_layers=1, decoder_heads=2)
+            return MAE(config, encoder, facts), loader
+        if name == "mae dense":
+            return MAE(MAE.Config(form="dense", block=4, ratio=0.6), small_encoder(0), facts), loader
+        return Anatomy(Anatomy.Config(points=16, ignore_mm=3.0, across_weight=0.5), small_encoder(0), facts), loader
+
+
+REAL = ("mae tokens", "mae dense", "anatomy")
+"""The shipped methods: the laws that hold for toys hold for them."""
+
+
+def gradients(name: str, **keys: Any) -> dict[str, Tensor]:
+    """The gradient of one step of a shipped method, summed over its microbatches, before ranks are averaged.
+
+    Compared instead of weights: AdamW turns the rounding noise of a gradient that should be 0 into a whole step.
+    """
+    method, loader = make_real(name, 1)
+    found: dict[str, Tensor] = {}
+    for key, parameter in method.named_parameters():
+        if parameter.requires_grad:
+
+            def add(gradient: Tensor, key: str = key) -> None:
+                found[key] = found.get(key, torch.zeros_like(gradient)) + gradient
+
+            parameter.register_hook(add)
+    with tempfile.TemporaryDirectory() as out:
+        train(method, loader, TrainConfig(steps=1, clip=0, device="cpu", **keys), Path(out))
+    return found
+
+
+def assert_same_gradient(one: Mapping[str, Tensor], two: Mapping[str, Tensor], tolerance: float = 1e-4) -> None:
+    """Losses are float32: what differs by more than rounding, relative to the largest entry, is wrong."""
+    assert one.keys() == two.keys()
+    scale = max(float(value.abs().max()) for value in one.values())
+    for key, value in one.items():
+        assert float((value - two[key]).abs().max()) <= tolerance * scale, key
+
+
 def make(name: str, *, steps: int = 6, weights: Path | None = None) -> tuple[Method, ToyLoader]:
     """Build a toy and the loader it needs, always with the same first weights."""
+    if name in REAL:
+        return make_real(name, steps)
     cls, options = TOYS[name]
     loader = ToyLoader(**options)
     with torch.random.fork_rng(devices=[]):

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from medssl.train import TrainConfig, train
-from tests.methods.toys import TOYS, make
+from tests.methods.toys import REAL, TOYS, gradients, make
 
 STEPS = 3
 
@@ -46,6 +46,9 @@ def main(rank: int, folder: Path, weights: Path) -> None:
                 with tempfile.TemporaryDirectory() as out:
                     train(method, loader, config, Path(out))
                 torch.save(method.state_dict(), folder / f"{name}-{micros}-{rank}.pt")
+        for name in REAL:
+            for micros in (1, 2):
+                torch.save(gradients(name, microbatches=micros), folder / f"{name}-{micros}-{rank}.pt")
         method, loader = make("queue")
         config = TrainConfig(steps=STEPS, warmup_steps=1, device="cpu")
         with tempfile.TemporaryDirectory() as out:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,31 @@ def test_metrics_hold_no_time_and_times_no_metric(tmp_path: Path) -> None:
     times = [json.loads(line) for line in (tmp_path / "times.jsonl").read_text().splitlines()]
     assert [line["step"] for line in times] == [2, 4]
     assert all(line["seconds"] >= line["data_wait"] >= 0 for line in times)
+
+
+def test_skipped_steps_are_a_share_of_the_steps(tmp_path: Path) -> None:
+    train(Sick({1}), ToyLoader(), TrainConfig(**QUICK | {"log_steps": 4}), tmp_path)
+    assert read_metrics(tmp_path)[-1]["health/skipped_steps"] == 0.25
+
+
+def test_a_result_whose_last_loss_is_not_finite_is_still_json(tmp_path: Path) -> None:
+    result = train(Sick({3}), ToyLoader(), TrainConfig(**QUICK), tmp_path)
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["metrics"]["loss/total"] is None
+
+
+def test_batch_norm_is_refused_where_a_step_is_cut(tmp_path: Path) -> None:
+    method = Sick(set())
+    method.norm = torch.nn.BatchNorm1d(1)
+    with pytest.raises(RunError, match="batch norm"):
+        train(method, ToyLoader(), TrainConfig(**QUICK, microbatches=2), tmp_path)
+
+
+def test_a_run_killed_before_its_pictures_makes_the_same_ones(tmp_path: Path) -> None:
+    method, loader = make("anatomy")
+    train(method, loader, TrainConfig(**QUICK), tmp_path)
+    picture = tmp_path / "panels" / "correspondence.png"
+    before = picture.read_bytes()
+    shutil.rmtree(tmp_path / "panels")
+    method, loader = make("anatomy")
+    train(method, loader, TrainConfig(**QUICK), tmp_path, resume=True)
+    assert picture.read_bytes() == before

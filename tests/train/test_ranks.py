@@ -13,7 +13,7 @@ import torch
 from medssl.nets.encoder import save_network
 from medssl.train import TrainConfig, train
 
-from ..methods.toys import TOYS, make, small_encoder
+from ..methods.toys import REAL, TOYS, assert_same_gradient, gradients, make, small_encoder
 from .ranks import STEPS
 
 pytestmark = pytest.mark.ddp
@@ -63,3 +63,10 @@ def test_two_ranks_take_the_same_step_as_one(
 
 def test_where_one_rank_asks_to_stop_all_do(ranks: Path) -> None:
     assert [(ranks / f"stopped-{rank}").read_text() for rank in range(2)] == ["2", "2"]
+
+
+@pytest.mark.parametrize("micros", [1, 2], ids=["two ranks", "two ranks of two microbatches"])
+@pytest.mark.parametrize("name", REAL)
+def test_two_ranks_give_the_gradient_of_one_for_shipped_methods(name: str, micros: int, ranks: Path) -> None:
+    one, two = (torch.load(ranks / f"{name}-{micros}-{rank}.pt", weights_only=True) for rank in range(2))
+    assert_same_gradient(gradients(name), {key: (one[key] + two[key]) / 2 for key in one})
