@@ -1,5 +1,7 @@
 """A segmenter as a MONAI bundle: configs, weights and documentation that need nothing of medssl.
 
+Where the network is no single class of MONAI's, the bundle carries its source as `scripts/network.py`.
+
 After the MONAI Bundle Specification, https://docs.monai.io/en/stable/mb_specification.html. The pipeline is the one of
 training: the store's preparation in MONAI's own transforms, windows as in `Segmenter.predict`, and the way back to the
 grid of the input file.
@@ -10,6 +12,9 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +52,10 @@ def write_bundle(folder: Path, out: Path) -> None:
     config = inference_config(segmenter)
     for name in ("configs", "models", "docs"):
         (out / name).mkdir()
+    if segmenter.script is not None:
+        (out / "scripts").mkdir()
+        write_text(out / "scripts" / "__init__.py", "")
+        write_text(out / "scripts" / "network.py", segmenter.script)
     write_json(out / "configs" / "inference.json", config)
     write_json(out / "configs" / "metadata.json", metadata(segmenter))
     write_text(out / "configs" / "logging.conf", LOGGING)
@@ -278,7 +287,8 @@ def _check(segmenter: Segmenter, out: Path) -> None:
     from monai.bundle import ConfigParser
 
     parser = ConfigParser(json.loads((out / "configs" / "inference.json").read_text("utf-8")))
-    network = parser.get_parsed_content("network_def")
+    with _importing_from(out):
+        network = parser.get_parsed_content("network_def")
     network.load_state_dict(torch.load(out / "models" / "model.pt", weights_only=True))
     x = torch.linspace(-1, 1, segmenter.channels * torch.Size(segmenter.shape).numel())
     x = x.reshape(1, segmenter.channels, *segmenter.shape)
@@ -286,3 +296,19 @@ def _check(segmenter: Segmenter, out: Path) -> None:
         same = torch.equal(network.eval()(x), segmenter(x))
     if not same:
         raise MedsslError("the bundle's network is not the segmenter's", where=str(out), fix="report this")
+
+
+@contextmanager
+def _importing_from(bundle: Path) -> Iterator[None]:
+    """Let the bundle's `scripts` be imported as MONAI does it, and forget them afterwards."""
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "scripts"}
+    sys.path.insert(0, str(bundle))
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing but what was exported lies in the bundle
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = writes
+        sys.path.remove(str(bundle))
+        for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+            del sys.modules[name]
+        sys.modules.update(before)

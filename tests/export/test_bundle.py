@@ -24,7 +24,14 @@ from medssl.demo_data import demo_folder
 from medssl.errors import DataError, MedsslError, UsageError
 from medssl.export import export_run
 from medssl.ingest import build_index
-from medssl.nets.encoder import DynUNetConfig, build_encoder, load_encoder, save_network
+from medssl.nets.encoder import (
+    DynUNetConfig,
+    SwinConfig,
+    ViTConfig,
+    build_encoder,
+    load_encoder,
+    save_network,
+)
 from medssl.nets.segmenter import Segmenter, segmenter_for
 from medssl.prepare import PrepareConfig, build_store, preparation_of
 from medssl.store import Store
@@ -73,8 +80,8 @@ def exported(scans: Path, out: Path, prepare: PrepareConfig, config: Any, shape:
     return Case(out / "run", out / "bundle", store, segmenter)
 
 
-def run_bundle(bundle: Path, images: Path, out: Path) -> None:
-    """Run MONAI's own command in a process where importing medssl fails; the file `blocked` proves that it would."""
+def without_medssl(words: list[str], folder: Path, out: Path) -> None:
+    """Run Python in a process where importing medssl fails; the file `blocked` proves that it would."""
     block = out / "block"
     block.mkdir(parents=True)
     (block / "sitecustomize.py").write_text(
@@ -86,11 +93,9 @@ def run_bundle(bundle: Path, images: Path, out: Path) -> None:
         "sys.meta_path.insert(0, Block())\n"
         f"pathlib.Path({str(out / 'blocked')!r}).touch()\n"
     )
-    words = ("run", "--config_file", "configs/inference.json", "--bundle_root", ".")
-    place = ("--dataset_dir", str(images), "--output_dir", str(out / "eval"))
     done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *words, *place],
-        cwd=bundle,
+        [sys.executable, *words],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(block), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -98,6 +103,12 @@ def run_bundle(bundle: Path, images: Path, out: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (out / "blocked").exists()
+
+
+def run_bundle(bundle: Path, images: Path, out: Path) -> None:
+    """Run MONAI's own command, as the bundle's README gives it."""
+    words = ["-m", "monai.bundle", "run", "--config_file", "configs/inference.json", "--bundle_root", "."]
+    without_medssl([*words, "--dataset_dir", str(images), "--output_dir", str(out / "eval")], bundle, out)
 
 
 def medssl_prediction(case: Case, image_id: str) -> NDArray[np.int64]:
@@ -146,6 +157,51 @@ def test_a_bundle_without_medssl_predicts_every_voxel_as_medssl_does(scans: Path
     run_bundle(case.bundle, scans, tmp_path)
     # Percentiles are computed on float32 voxels there and on the stored ones here: a tie may fall either way.
     assert min(agreements(case, scans, tmp_path / "eval")) > 0.9999
+
+
+@pytest.mark.slow
+def test_a_bundle_that_carries_its_network_predicts_every_voxel_as_medssl_does(scans: Path, tmp_path: Path) -> None:
+    config = ViTConfig(patch=8, width=24, depth=3, heads=2, mlp=24)
+    case = exported(scans, tmp_path, PrepareConfig(workers=0), config, (24, 40, 32))
+    assert (case.bundle / "scripts" / "network.py").is_file()
+    run_bundle(case.bundle, scans, tmp_path)
+    assert min(agreements(case, scans, tmp_path / "eval")) > 0.9999
+
+
+def test_every_network_that_bundles_carry_computes_the_same_where_medssl_is_not(tmp_path: Path) -> None:
+    cases: dict[str, tuple[Any, tuple[int, ...], Any]] = {
+        "any-patch": (ViTConfig(patch=(4, 8), width=24, depth=2, heads=2, mlp=24), (16, 24), "unetr"),
+        "light-vit": (ViTConfig(patch=4, width=24, depth=3, heads=2, mlp=24), (8, 8, 12), "light"),
+        "light-swin": (SwinConfig(width=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 2), window=4), (32, 64), "light"),
+    }
+    for name, (config, shape, decoder) in cases.items():
+        segmenter = segmenter_for(build_encoder(config, channels=1, shape=shape), 3, decoder=decoder).eval()
+        preparation = preparation_of(PrepareConfig(workers=0))
+        save_network(tmp_path / f"{name}-run" / "segmenter", segmenter, preparation=preparation, card="")
+        export_run(tmp_path / f"{name}-run", "monai-bundle", tmp_path / name)
+        x = torch.randn(2, 1, *shape)
+        torch.save({"x": x, "y": segmenter(x)}, tmp_path / name / "pair.pt")
+    code = (
+        "import sys, torch\n"
+        "from monai.bundle import ConfigParser\n"
+        "for bundle in sys.argv[1:]:\n"
+        "    parser = ConfigParser()\n"
+        "    parser.read_config(bundle + '/configs/inference.json')\n"
+        "    network = parser.get_parsed_content('network_def')\n"
+        "    network.load_state_dict(torch.load(bundle + '/models/model.pt', weights_only=True))\n"
+        "    pair = torch.load(bundle + '/pair.pt')\n"
+        "    torch.testing.assert_close(network.eval()(pair['x']), pair['y'], rtol=0, atol=0)\n"
+        "    assert type(network).__module__ == 'scripts.network', type(network)\n"
+    )
+    scripts = {(tmp_path / name / "scripts" / "network.py").read_bytes() for name in cases}
+    assert len(scripts) == 1, "one process can only import one of them"
+    without_medssl(["-c", code, *(str(tmp_path / name) for name in cases)], tmp_path / "any-patch", tmp_path / "out")
+    assert "scripts" not in sys.modules
+
+
+def test_a_bundle_of_monais_own_classes_carries_no_code(case: Case) -> None:
+    assert not (case.bundle / "scripts").exists()
+    assert list(case.bundle.rglob("*.py")) == []
 
 
 @pytest.mark.slow
