@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from ..progress import Progress, silent
 from ..store import Store
 from ..train import TrainResult, train
 from .config import FinetuneConfig
-from .scoring import ImageScore, dice_of, hausdorff_of, patient_dice, score_images
+from .layers import merge_low_rank
+from .scoring import MEASURES, ImageScore, patient_dice, score_images, table_of
 from .segmentation import Segmentation
-from .start import Design, Start, as_encoder, build_segmenter, label_loader, labelled, open_data, train_config
+from .start import Design, Start, as_encoder, build_segmenter, label_loader, labelled, open_data, settled, train_config
+from .stopping import BestWeights
 
 
 @dataclass(frozen=True)
@@ -47,30 +50,58 @@ class FinetuneResult:
     training: TrainResult
     receipt: Receipt | None
     has_mm: bool = True
+    tolerance: float = 1.0
+    """Of surface Dice, in mm or, without spacing, in voxels."""
+    bundle: Path | None = None
+    """The MONAI bundle, where one was asked for."""
 
     @property
     def dice(self) -> float:
         """The mean over patients."""
         return float(mean_of(patient_dice(self.scores)))
 
+    @property
+    def best_step(self) -> int | None:
+        """The step whose weights were kept, where validation images decided."""
+        step = self.training.metrics.get("validation/best_step")
+        return None if step is None else int(step)
+
+    @property
+    def by_label(self) -> dict[int, dict[str, float]]:
+        """Label value to measure to the mean over patients; nan where no patient has one."""
+        patients = [score.subject_id for score in self.scores]
+        means = {name: mean_of(per_patient_classes(table_of(self.scores, name), patients), 0) for name in MEASURES}
+        return {
+            value: {name: float(column[k]) for name, column in means.items()} for k, value in enumerate(self.classes)
+        }
+
+    def _line(self, measures: Mapping[str, float]) -> str:
+        unit = "mm" if self.has_mm else "voxels (no spacing is known)"
+        words = [
+            f"Dice {measures['dice']:.3f}",
+            f"95% Hausdorff {measures['hausdorff95_mm']:.2f} {unit}",
+            f"surface Dice {measures['surface_dice']:.3f} at {self.tolerance:g} {unit.partition(' ')[0]}",
+        ]
+        if math.isfinite(error := measures["volume_error_ml"]):
+            words.append(f"volume {error:+.2f} ml")
+        return ", ".join(words)
+
     def __str__(self) -> str:
         patients = [score.subject_id for score in self.scores]
-        by_class = mean_of(per_patient_classes(dice_of(self.scores), patients), 0)
-        distances = hausdorff_of(self.scores)
-        by_distance = mean_of(per_patient_classes(distances, patients), 0)
         missed = _missed(self.scores)
-        unit = "mm" if self.has_mm else "voxels (no spacing is known)"
         lines = [
             f"segmenter from {self.start}, {self.labelled} labelled images: Dice {self.dice:.3f} on "
             f"{len(set(patients))} {self.split} patients",
-            *(
-                f"  label {value}: Dice {d:.3f}, 95% Hausdorff {h:.2f} {unit}"
-                for value, d, h in zip(self.classes, by_class, by_distance)
-            ),
+            *(f"  label {value}: {self._line(measures)}" for value, measures in self.by_label.items()),
         ]
+        if self.best_step is not None:
+            lines.append(f"  weights of step {self.best_step}, the best on validation images")
+            if self.split == "validation":
+                lines.append("  these images chose the weights: on others expect less")
         if missed:
             lines.append(f"  not counted in distances: {missed} times a structure was missed or made up whole")
-        return "\n".join([*lines, f"network: {self.segmenter}"])
+        lines.append(f"network: {self.segmenter}")
+        return "\n".join([*lines, *([f"bundle: {self.bundle}"] if self.bundle is not None else [])])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -82,11 +113,18 @@ class FinetuneResult:
             "labelled_images": self.labelled,
             "classes": list(self.classes),
             "dice": self.dice,
+            "labels": {
+                str(value): {name: number if math.isfinite(number) else None for name, number in measures.items()}
+                for value, measures in self.by_label.items()
+            },
+            "surface_tolerance": self.tolerance,
             "missed": _missed(self.scores),
             "distance_unit": "mm" if self.has_mm else "voxel",
             "scores": [score.to_dict() for score in self.scores],
             "training": self.training.to_dict(),
+            "best_step": self.best_step,
             "receipt": self.receipt.to_dict() if self.receipt is not None else None,
+            "bundle": str(self.bundle) if self.bundle is not None else None,
         }
 
 
@@ -153,7 +191,15 @@ def finetune(
         preparation=store.preparation,
         card=_card(design, store, config, chosen, segmenter),
     )
-    scores = score_images(segmenter, store, scored, progress=progress, keep=_keeper(out / "predictions", store))
+    scores = score_images(
+        segmenter,
+        store,
+        scored,
+        mirror_axes=config.mirror_axes,
+        tolerance_mm=config.surface_tolerance_mm,
+        progress=progress,
+        keep=_keeper(out / "predictions", store),
+    )
     result = FinetuneResult(
         out=out,
         segmenter=saved,
@@ -165,6 +211,7 @@ def finetune(
         training=training,
         receipt=segmenter.receipt,
         has_mm=all(store.row(image_id).spacing_mm is not None for image_id in scored),
+        tolerance=config.surface_tolerance_mm,
     )
     write_json(out / "scores.json", result.to_dict())
     return result
@@ -180,14 +227,35 @@ def train_segmenter(
     resume: bool = False,
     progress: Progress = silent,
 ) -> tuple[Segmenter, TrainResult]:
-    """Build a segmenter and train it on these images; returns it in eval mode, on the device it was trained on."""
+    """Build a segmenter and train it on these images.
+
+    Returns:
+        The segmenter in eval mode, on the device it was trained on, and what the training came to. With
+        `config.stop_after` its weights are those of the best look at the validation images.
+    """
+    config = settled(config, design)
     segmenter = build_segmenter(design, store, config, images)
+    best = BestWeights(store, labelled(store, "validation"), config) if config.stop_after else None
     loader = label_loader(store, config, segmenter.shape, images)
     try:
         method = Segmentation(config, segmenter, loader.facts(config.steps), classes=store.classes)
-        result = train(method, loader, train_config(config), out, resume=resume, progress=progress, name="fine-tune")
+        result = train(
+            method,
+            loader,
+            train_config(config),
+            out,
+            observers=[best] if best is not None else [],
+            resume=resume,
+            progress=progress,
+            name="fine-tune",
+        )
     finally:
         loader.close()
+    if best is not None:
+        best.restore(segmenter)
+        known = {"validation/best_dice": best.best_dice, "validation/best_step": float(best.best_step)}
+        result = replace(result, metrics={**result.metrics, **known})
+    merge_low_rank(segmenter)
     return segmenter.eval(), result
 
 
@@ -233,6 +301,8 @@ def _keeper(folder: Path, store: Store) -> Callable[[str, NDArray[np.int64]], No
 def _card(design: Design, store: Store, config: FinetuneConfig, images: Sequence[str], segmenter: Segmenter) -> str:
     patients = len({store.row(image_id).subject_id for image_id in images})
     origin = "a pretrained encoder" if design.encoder is not None else "random weights"
+    axes = ", ".join(str(axis) for axis in config.mirror_axes)
+    mirrored = f", the mean over images mirrored along axes {axes}; the network alone does not mirror" * bool(axes)
     values = ", ".join(f"{k} = {name}" for k, name in enumerate(segmenter.labels))
     return f"""# segmenter
 
@@ -243,7 +313,7 @@ trained from {origin}.
 - Data: {len(images)} labelled images of {patients} patients, {config.steps} steps of {config.batch_size} crops of
   {" x ".join(str(n) for n in segmenter.shape)} voxels.
 - Preparation: `preparation.json`; images must go through it first.
-- Scores: `scores.json` of its run, on the split `{config.split}`.
+- Scores: `scores.json` of its run, on the split `{config.split}`{mirrored}.
 
 Not known: how it does on other scanners, sites or patients than those it saw. It is no medical device.
 """

@@ -1,14 +1,16 @@
-"""Segmentation as a method of the engine: cross-entropy and Dice over augmented crops, all weights trained.
+"""Segmentation as a method of the engine: cross-entropy (or focal loss) and Dice over augmented crops.
 
-The output block, which no pretraining has seen, learns faster than the body; crops and labels are turned together, and
-voxels that a turn brings in from outside the crop count for no loss.
+The output block, which no pretraining has seen, learns faster than the body; which of the body's weights move, and how
+fast, `layers.py` says. Crops and labels are turned together, and voxels that a turn brings in from outside the crop
+count for no loss.
 
 Shapes: B batch, C channels, D H W voxels, n spatial axes, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -16,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..batch import Batch, Draw, Facts
-from ..methods.method import Group, Losses, Method, Views, decay_groups
+from ..methods.method import Group, Losses, Method, Views
 from ..nets.segmenter import Segmenter
 from ..views.intensity import change_intensity
 from ..views.spatial import draw_affine, spacing_of, warp
 from .config import FinetuneConfig
+from .layers import train_groups
 
 _IGNORED = -100
 
@@ -55,24 +58,31 @@ class Segmentation(Method):
         return {"image": image, "label": label.where(label >= 0, _IGNORED)}
 
     def forward(self, views: Views) -> Losses:
-        """Return the terms `cross_entropy` and `dice`."""
-        logits, label = self.encoder(views["image"]).float(), views["label"]  # (B, K, ...), (B, ...)
-        return Losses.of(
-            weights={"dice": self.config.dice_weight},
-            cross_entropy=cross_entropy(logits, label).mean(),
-            dice=dice_loss(logits, label).mean(),
+        """Return the terms `cross_entropy` or `focal`, and `dice`, summed over the network's outputs."""
+        out, label = self.encoder(views["image"]), views["label"]  # (B, K, ...) or a list of them, (B, ...)
+        outputs: list[Tensor] = [level.float() for level in (out if isinstance(out, list) else [out])]
+        voxel = (
+            functools.partial(focal, gamma=self.config.focal_gamma) if self.config.loss == "focal" else cross_entropy
         )
+        terms = {
+            self.config.loss: over_levels(voxel, outputs, label).mean(),
+            "dice": over_levels(dice_loss, outputs, label).mean(),
+        }
+        return Losses.of(weights={"dice": self.config.dice_weight}, seen=None, **terms)
 
     def groups(self) -> list[Group]:
-        """Return the body at the base rate, and the new output block at its own."""
+        """Return what moves, and how fast: the body's layers, and the new output block at a rate of its own."""
         assert isinstance(self.encoder, Segmenter)
-        head = {id(p) for p in self.encoder.head_parameters()}
-        body = [p for p in self.encoder.parameters() if id(p) not in head]
-        factor = self.config.head_learning_rate / self.config.learning_rate
-        return [
-            *decay_groups(self.encoder, skip=self.encoder.head_parameters()),
-            *decay_groups(self.encoder, rate=factor, skip=body),
-        ]
+        return train_groups(self.encoder, self.config)
+
+    def train(self, mode: bool = True) -> Segmentation:
+        """Leave a body that is not trained in eval: its dropout and batch statistics are not to move either."""
+        super().train(mode)
+        if self.config.train == "linear" and isinstance(self.encoder, Segmenter):
+            for module in self.encoder.body().modules():
+                if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
+                    module.eval()
+        return self
 
     def encoders(self) -> dict[str, nn.Module]:
         """Return the task network."""
@@ -81,7 +91,8 @@ class Segmentation(Method):
     def panels(self, views: Views) -> Mapping[str, Tensor]:  # type: ignore[override]
         """Return the first crop's middle slice beside itself with the truth and with what is found."""
         image, label = views["image"][:1], views["label"][0]
-        found = self.encoder(image)[0].argmax(0)
+        out = self.encoder(image)
+        found = (out[0] if isinstance(out, list) else out)[0].argmax(0)
         slices = [_middle(x) for x in (image[0, 0].float(), label.clamp_min(0), found)]
         grey = slices[0]
         grey = ((grey - grey.min()) / (grey.max() - grey.min()).clamp_min(1e-6)).expand(3, *grey.shape)
@@ -97,6 +108,45 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """
     loss = functional.cross_entropy(logits, label, ignore_index=_IGNORED, reduction="none").flatten(1)
     return loss.sum(1) / (label != _IGNORED).flatten(1).sum(1).clamp_min(1)
+
+
+def focal(logits: Tensor, label: Tensor, *, gamma: float = 2.0) -> Tensor:
+    """Return each sample's mean focal loss over its voxels that count: (B,); 0 where none does.
+
+    Args:
+        logits: (B, K, ...).
+        label: (B, ...) int64, class numbers; -100 where a voxel does not count.
+        gamma: with 0 it is cross-entropy.
+
+    Source: Lin et al. 2017, arXiv:1708.02002, equation 4.
+    """
+    loss = functional.cross_entropy(logits, label, ignore_index=_IGNORED, reduction="none").flatten(1)  # -log p
+    # One minus the probability of the true class; its power has no gradient at 0, where gamma below 1 would have an
+    # infinite one.
+    wrong = (-torch.expm1(-loss)).clamp_min(1e-7)
+    return (wrong**gamma * loss).sum(1) / (label != _IGNORED).flatten(1).sum(1).clamp_min(1)
+
+
+def over_levels(loss: Callable[[Tensor, Tensor], Tensor], outputs: Sequence[Tensor], label: Tensor) -> Tensor:
+    """Return the weighted mean of a loss over outputs of falling resolution: (B,).
+
+    Args:
+        loss: takes logits (B, K, ...) and labels (B, ...), gives (B,).
+        outputs: logits, finest first; each has half the weight of the one before.
+        label: (B, ...) int64 at the finest resolution; each coarser voxel takes the label at its centre.
+
+    Source: deep supervision as in nnU-Net (Isensee et al. 2021), which leaves the coarsest output out; here every
+    output learns, for a head without a gradient would stay as it was drawn.
+    """
+    weights = [0.5**level for level in range(len(outputs))]
+    total = torch.zeros(len(label), device=label.device)
+    for weight, logits in zip(weights, outputs):
+        size, at = logits.shape[2:], label
+        if size != label.shape[1:]:
+            # float32 holds every class number, and -100, as it is
+            at = functional.interpolate(label[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+        total = total + weight / sum(weights) * loss(logits, at)
+    return total
 
 
 def dice_loss(logits: Tensor, label: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from ..progress import Progress, silent
 from ..store import Store
 from ..train import TrainConfig
 from .config import FinetuneConfig
+from .layers import add_low_rank
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,16 @@ class Design:
         """Name of architecture and weights by their content."""
         shape = self.network.spec if isinstance(self.network, Encoder) else self.network
         return fingerprint([shape, weights_fingerprint(self.encoder) if self.encoder is not None else None])
+
+
+def settled(config: FinetuneConfig, design: Design) -> FinetuneConfig:
+    """Return the section as it holds for a start: from scratch there is nothing to keep, and everything is trained.
+
+    A frozen network of random weights, or one whose lower layers learn slowly, would be a baseline made to lose.
+    """
+    if design.encoder is not None:
+        return config
+    return config.model_copy(update={"train": "full", "layer_decay": 1.0})
 
 
 def weights_fingerprint(encoder: Encoder) -> str:
@@ -139,6 +150,11 @@ def build_segmenter(design: Design, store: Store, config: FinetuneConfig, images
     crop = config.crop or _default_crop(design, store, images)
     if len(crop) == 3 and not volumes:
         raise RecipeError("a network of volumes cannot see 2D images", where="finetune.crop", fix="give two numbers")
+    extra: dict[str, Any] = {}
+    if config.deep_supervision:
+        extra["deep_supervision"] = True
+    if config.decoder != "unetr":
+        extra["decoder"] = config.decoder
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(hash64(config.seed, "segmenter weights") & ((1 << 63) - 1))
@@ -150,9 +166,12 @@ def build_segmenter(design: Design, store: Store, config: FinetuneConfig, images
             channels=wanted,
             overlap=config.overlap,
             slice_axis=config.slice_axis if volumes and len(crop) == 2 else None,
+            **extra,
         )
     if design.encoder is not None:
         load_encoder_into(segmenter, design.encoder)
+    if config.train == "lora":
+        add_low_rank(segmenter, config)
     segmenter.preparation = dict(store.preparation)
     return segmenter
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from monai.losses import DiceLoss
+from monai.losses import DeepSupervisionLoss, DiceLoss, FocalLoss
 from torch import Tensor
 
 from medssl.batch import Batch, rows
 from medssl.downstream import FinetuneConfig, Segmentation
-from medssl.downstream.segmentation import cross_entropy, dice_loss
+from medssl.downstream.segmentation import cross_entropy, dice_loss, focal, over_levels
 from medssl.downstream.start import Design, build_segmenter, label_loader
 from medssl.nets.config import DynUNetConfig
 from medssl.nets.encoder import Encoder
@@ -116,6 +116,69 @@ def test_a_crop_without_anything_to_learn_gives_a_finite_loss_and_gradient(label
     (cross_entropy(logits, label) + dice_loss(logits, label)).sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+@given(seed=st.integers(0, 30), gamma=st.sampled_from([0.5, 2.0, 3.0]))
+def test_focal_loss_equals_monais(seed: int, gamma: float) -> None:
+    logits, label = _case(seed)
+    theirs = FocalLoss(include_background=True, to_onehot_y=True, use_softmax=True, gamma=gamma, reduction="none")
+    want = theirs(logits, label[:, None]).sum(1).flatten(1).mean(1)  # one class of a voxel counts
+    torch.testing.assert_close(focal(logits, label, gamma=gamma), want, rtol=1e-4, atol=1e-6)
+
+
+def test_focal_loss_without_its_gamma_is_cross_entropy_and_with_it_leaves_easy_voxels_out() -> None:
+    logits, label = _case(1)
+    label[1, :2] = -100
+    torch.testing.assert_close(focal(logits, label, gamma=0.0), cross_entropy(logits, label))
+    sure = (40.0 * torch.nn.functional.one_hot(label.clamp_min(0), 4).movedim(-1, 1)).requires_grad_(True)
+    loss = focal(sure, label, gamma=0.5).sum()
+    loss.backward()
+    assert loss < 1e-6
+    assert sure.grad is not None
+    assert torch.isfinite(sure.grad).all()
+
+
+def test_over_levels_equals_monais_deep_supervision_on_a_mean_of_weights_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (2, 8, 8, 8), generator=generator)
+    outputs = [torch.randn(2, 3, n, n, n, generator=generator) for n in (8, 4, 2)]
+    theirs = DeepSupervisionLoss(DiceLoss(to_onehot_y=True, softmax=True), weight_mode="exp")
+    ours = over_levels(lambda x, y: DiceLoss(to_onehot_y=True, softmax=True)(x, y[:, None]), outputs, label)
+    want = theirs(outputs, label[:, None].float()) / (1 + 0.5 + 0.25)
+    torch.testing.assert_close(ours, want.expand(2))
+
+
+@given(seed=st.integers(0, 30))
+def test_one_output_is_the_loss_itself_and_voxels_that_count_not_count_at_no_level(seed: int) -> None:
+    logits, label = _case(seed)
+    torch.testing.assert_close(over_levels(dice_loss, [logits], label), dice_loss(logits, label))
+    label[:, :3] = -100
+    small = torch.randn(3, 4, 5, 2, 3)
+    other = small.clone()
+    other[:, :, :3] += 1
+    for loss in (cross_entropy, dice_loss, focal):
+        torch.testing.assert_close(over_levels(loss, [logits, small], label), over_levels(loss, [logits, other], label))
+
+
+def test_the_task_takes_a_list_of_logits_and_names_its_terms_by_the_switch(
+    store: Store, network: DynUNetConfig
+) -> None:
+    config = FinetuneConfig(crop=(16, 16, 16), batch_size=2, loss="focal")
+    task, batch = _task(store, network, config)
+    views = task.views(batch, 0)
+    one = task(views)
+    assert set(one.terms) == {"focal", "dice"}
+    inner = task.encoder.forward
+
+    def levels(x: Tensor) -> list[Tensor]:
+        logits = inner(x)
+        return [logits, logits[..., ::2, ::2, ::2]]
+
+    task.encoder.forward = levels  # what a network with deep supervision gives in training
+    two = task(views)
+    assert two.total.shape == ()
+    assert two.total != one.total
+    assert task.panels(views)["segmentation"].shape == (3, 16, 48)
 
 
 def test_a_perfect_segmentation_has_no_loss() -> None:
