@@ -1,4 +1,4 @@
-"""Laws of the paired, two-level bootstrap."""
+"""Laws of the paired, two-level bootstrap, and of correcting for several comparisons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssl.metrics import bootstrap
+from medssl.metrics import Interval, bootstrap, holm, standard_error
 
 
 @given(value=st.floats(-1, 1), seeds=st.integers(1, 5), patients=st.integers(1, 9))
@@ -71,3 +71,122 @@ def test_one_seed_or_one_patient_decides_nothing(table: list[list[float]], doubt
     found = bootstrap(table)
     assert found.verdict == "undecided"
     assert doubt in found.doubt
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_few_seeds_do_not_make_the_interval_too_narrow(seeds: int) -> None:
+    random = np.random.default_rng(seeds)
+    hits = 0
+    for trial in range(250):
+        table = random.normal(0, 1, (seeds, 1)) + random.normal(0, 0.3, (1, 12)) + random.normal(0, 0.5, (seeds, 12))
+        found = bootstrap(0.3 + table, draws=300, seed=trial)
+        hits += found.low <= 0.3 <= found.high
+    assert 0.88 <= hits / 250 <= 0.99  # percentiles alone: 64, 76 and 86%
+
+
+@given(seed=st.integers(0, 100), seeds=st.integers(2, 6))
+def test_p_is_small_exactly_where_zero_is_outside(seed: int, seeds: int) -> None:
+    table = np.random.default_rng(seed).normal(0.3, 0.6, (seeds, 9))
+    found = bootstrap(table)
+    assert found.p is not None
+    if found.p < 0.045:
+        assert not found.low <= 0 <= found.high
+    if found.p > 0.055:
+        assert found.low <= 0 <= found.high
+
+
+@given(seed=st.integers(0, 100))
+def test_p_of_swapped_arms_is_the_same_and_more_confidence_is_wider(seed: int) -> None:
+    table = np.random.default_rng(seed).normal(0.2, 0.6, (4, 9))
+    assert bootstrap(table).p == pytest.approx(bootstrap(-table).p)
+    narrow, wide = bootstrap(table, confidence=0.8), bootstrap(table, confidence=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert narrow.p == wide.p
+
+
+def test_the_standard_error_is_that_of_many_tables_drawn_alike() -> None:
+    random = np.random.default_rng(0)
+    tables = [
+        random.normal(0, 0.6, (6, 1)) + random.normal(0, 0.4, (1, 15)) + random.normal(0, 0.5, (6, 15))
+        for _ in range(2000)
+    ]
+    true = np.std([table.mean() for table in tables])
+    assert np.sqrt(np.mean([standard_error(table)[0] ** 2 for table in tables])) == pytest.approx(true, rel=0.05)
+
+
+@given(seed=st.integers(0, 100))
+def test_what_was_not_measured_hardly_moves_the_standard_error(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    table = random.normal(0, 1, (5, 1)) + random.normal(0, 1, (1, 20)) + random.normal(0, 0.1, (5, 20))
+    holes = table.copy()
+    holes[random.integers(0, 5), random.integers(0, 20)] = np.nan
+    assert standard_error(holes)[0] == pytest.approx(standard_error(table)[0], rel=0.1)
+
+
+def interval(p: float, mean: float = 1.0, error: float = 0.1) -> Interval:
+    return Interval(mean, 0.5, 1.5, 0.95, 5, 8, error, 10.0, p=p, p_corrected=p)
+
+
+def test_holm_multiplies_the_smallest_p_by_all_the_next_by_one_less_and_never_falls() -> None:
+    found = holm({"a": interval(0.01), "b": interval(0.04), "c": interval(0.03), "d": interval(0.005)})
+    assert [found[k].p_corrected for k in "abcd"] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert {value.comparisons for value in found.values()} == {4}
+    assert [found[k].verdict for k in "abcd"] == ["better", "undecided", "undecided", "better"]
+    assert found["b"].doubt == "p is 0.060 among 4 comparisons"
+
+
+@given(values=st.lists(st.floats(0.0001, 1), min_size=1, max_size=8))
+def test_holm_never_lowers_a_p_and_keeps_their_order(values: list[float]) -> None:
+    found = holm({k: interval(p) for k, p in enumerate(values)})
+    corrected = [found[k].p_corrected or 0.0 for k in range(len(values))]
+    assert all(p <= q <= min(1.0, p * len(values)) + 1e-12 for p, q in zip(values, corrected))
+    order = np.argsort(values)
+    assert (np.diff(np.array(corrected)[order]) >= 0).all()
+    if len(values) == 1:
+        assert corrected == pytest.approx(values)
+
+
+def test_what_cannot_be_tested_is_not_counted() -> None:
+    found = holm({"a": interval(0.03), "one seed": bootstrap([[0.2, 0.3]])})
+    assert (found["a"].comparisons, found["a"].p_corrected) == (1, 0.03)
+    assert found["one seed"].p_corrected is None
+
+
+def test_no_difference_is_called_one_by_luck_in_at_most_about_one_table_of_twenty() -> None:
+    random, wrong, trials = np.random.default_rng(4), 0, 200
+    for trial in range(trials):
+        scratch = random.normal(0, 1, (5, 1)) + random.normal(0, 1, (5, 12))
+        arms = [random.normal(0, 1, (5, 1)) + random.normal(0, 1, (5, 12)) - scratch for _ in range(4)]
+        found = holm({k: bootstrap(arm, draws=300, seed=trial) for k, arm in enumerate(arms)})
+        wrong += any(value.verdict != "undecided" for value in found.values())
+    assert wrong / trials <= 0.09
+
+
+def test_the_smallest_difference_is_found_with_chance_point_eight() -> None:
+    random, sees, sizes = np.random.default_rng(5), 0, []
+    for trial in range(300):
+        table = random.normal(0, 0.3, (8, 1)) + random.normal(0, 0.3, (1, 20)) + random.normal(0, 0.3, (8, 20))
+        sizes.append(bootstrap(table, draws=200, seed=trial).smallest)
+    smallest = float(np.mean(sizes))
+    for trial in range(300):
+        table = random.normal(0, 0.3, (8, 1)) + random.normal(0, 0.3, (1, 20)) + random.normal(0, 0.3, (8, 20))
+        p = bootstrap(table + smallest, draws=300, seed=trial).p
+        sees += p is not None and p < 0.05
+    assert 0.72 <= sees / 300 <= 0.9
+
+
+def test_below_the_smallest_difference_it_could_see_nothing_is_decided() -> None:
+    found = interval(0.01, mean=0.3, error=0.12)
+    assert found.smallest == pytest.approx(0.12 * (2.228 + 0.879), rel=1e-3)
+    assert found.verdict == "undecided"
+    assert found.doubt == "below 0.373, the smallest difference it could see"
+    assert interval(0.01, mean=0.4, error=0.12).verdict == "better"
+
+
+@given(comparisons=st.integers(2, 20))
+def test_more_comparisons_see_only_larger_differences(comparisons: int) -> None:
+    alone = interval(0.01)
+    among = holm({k: interval(0.01) for k in range(comparisons)})[0]
+    assert among.smallest is not None
+    assert alone.smallest is not None
+    assert among.smallest > alone.smallest
