@@ -49,6 +49,30 @@ def dynunet_arguments(config: DynUNetConfig, *, channels: int, axes: int, out_ch
     }
 
 
+def decoder_maps(net: Any, x: Tensor) -> list[Tensor]:
+    """Return a DynUNet's output, its decoder's coarser maps and its bottleneck, finest first.
+
+    Args:
+        net: MONAI's DynUNet.
+        x: (B, C, ...), each axis a multiple of its strides.
+    """
+    *skips, up = _maps_down(net, x)
+    maps = [up]
+    for block, skip in zip(net.upsamples, reversed(skips)):
+        up = block(up, skip)
+        maps.append(up)
+    maps[-1] = net.output_block(up)
+    return maps[::-1]
+
+
+def _maps_down(net: Any, x: Tensor) -> list[Tensor]:
+    """Return the maps on the way down, finest first, the bottleneck last."""
+    maps = [net.input_block(x)]
+    for block in net.downsamples:
+        maps.append(block(maps[-1]))
+    return [*maps, net.bottleneck(maps[-1])]
+
+
 class DynUNetEncoder(Encoder):
     """Feature maps of a DynUNet: its output, the decoder's coarser levels, the bottleneck."""
 
@@ -75,24 +99,12 @@ class DynUNetEncoder(Encoder):
                 fix="enlarge the crop, or drop a level",
             )
 
-    def _down(self, x: Tensor) -> list[Tensor]:
-        """Return the maps on the way down, finest first, the bottleneck last."""
-        self.check_shape(tuple(x.shape[2:]))
-        maps = [self.net.input_block(x)]
-        for block in self.net.downsamples:
-            maps.append(block(maps[-1]))
-        return [*maps, self.net.bottleneck(maps[-1])]
-
     def forward(self, x: Tensor, **context: Any) -> list[Tensor]:
         """Return the output, the decoder's coarser maps and the bottleneck, finest first, (B, F, ...) each."""
-        *skips, up = self._down(x)
-        maps = [up]
-        for block, skip in zip(self.net.upsamples, reversed(skips)):
-            up = block(up, skip)
-            maps.append(up)
-        maps[-1] = self.net.output_block(up)
-        return maps[::-1]
+        self.check_shape(tuple(x.shape[2:]))
+        return decoder_maps(self.net, x)
 
     def pooled(self, x: Tensor, **context: Any) -> Tensor:
         """Return the mean of the bottleneck, (B, F); the decoder does not run, and gets no gradient from here."""
-        return self._down(x)[-1].flatten(2).mean(2)
+        self.check_shape(tuple(x.shape[2:]))
+        return _maps_down(self.net, x)[-1].flatten(2).mean(2)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from monai.inferers import SliceInferer, SlidingWindowInferer
-from monai.networks.blocks import UpSample
+from monai.networks.blocks import UnetOutBlock, UpSample
 from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
 from torch import Tensor, nn
 
@@ -22,7 +22,8 @@ from ..config import Section
 from ..errors import RecipeError, UsageError, WeightsError
 from . import decoders
 from .blueprint import SCRIPT, Decoder, blueprint
-from .config import CONFIGS, ViTConfig, architecture
+from .config import CONFIGS, DynUNetConfig, ViTConfig, architecture
+from .dynunet import decoder_maps
 from .encoder import Encoder
 from .vit import ViT
 from .weights import Receipt, load_weights
@@ -44,9 +45,11 @@ class Segmenter(nn.Module):
         spec: plain values: `encoder` (an encoder's spec), `classes`, `labels`, `shape` (the crop it sees), `overlap`
             (of windows at inference), `decoder` (which one) and `slice_axis` (where a 2D network sees the slices of
             volumes, else None).
+        deep_supervision: let the decoder's coarser maps give logits too, in training (a DynUNet only). These outputs
+            are no part of `net`, and neither saved nor exported.
     """
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], *, deep_supervision: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.classes = int(spec["classes"])
@@ -67,6 +70,7 @@ class Segmenter(nn.Module):
         self.net: nn.Module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
         if isinstance(self._config, ViTConfig):
             self._fix_vit(self._config)
+        self.supervision = self._coarse_outputs() if deep_supervision else None
 
     @property
     def multiple(self) -> tuple[int, ...]:
@@ -80,9 +84,29 @@ class Segmenter(nn.Module):
             return None
         return Path(decoders.__file__).read_text(encoding="utf-8")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, K, ...) of the shape of the image x, (B, C, ...)."""
-        return self.net(x)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor) -> Any:
+        """Return logits (B, K, ...) of the shape of the image x, (B, C, ...).
+
+        In training with deep supervision: a list of logits, finest first. The first are those; the next ones have the
+        resolution of the decoder's coarser levels, the bottleneck left out, as in nnU-Net.
+        """
+        if self.supervision is None or not self.training:
+            return self.net(x)
+        first, *coarser = decoder_maps(self.body(), x)
+        if isinstance(self.net, nn.Sequential):  # a network at half resolution, and what enlarges its output
+            first = self.net[1](first)
+        return [first, *(output(level) for output, level in zip(self.supervision, coarser))]
+
+    def _coarse_outputs(self) -> nn.ModuleList:
+        if not isinstance(self._config, DynUNetConfig):
+            raise RecipeError(
+                f"deep supervision needs a decoder of several outputs, which {self.spec['encoder']['name']} has not",
+                where="finetune.deep_supervision",
+                fix="switch it off, or take dynunet",
+            )
+        # After `net`, so that its weights are drawn as they are without them.
+        levels = self._config.channels[1:-1]
+        return nn.ModuleList(UnetOutBlock(len(self.shape), level, self.classes) for level in levels)
 
     def predict(self, x: Tensor) -> Tensor:
         """Return logits of whole images of any size from overlapping windows, as the exported bundle does.
@@ -171,6 +195,7 @@ def segmenter_for(
     overlap: float = 0.5,
     slice_axis: int | None = None,
     decoder: Decoder = "unetr",
+    deep_supervision: bool = False,
 ) -> Segmenter:
     """Build the task network that fits an encoder, with fresh weights; `load_encoder_into` brings the pretrained ones.
 
@@ -185,9 +210,10 @@ def segmenter_for(
         slice_axis: axis of volumes along which a 2D network sees slices; None for images.
         decoder: `unetr`, the family's own (a U-Net's, UNETR's, SwinUNETR's), or `light`, with few weights and no skip
             from the image.
+        deep_supervision: in training, coarser levels of a DynUNet's decoder give logits too.
 
     Raises:
-        RecipeError: there is no task network for this encoder.
+        RecipeError: there is no such task network for this encoder.
         UsageError: fewer than two classes, or labels that do not fit them.
     """
     if classes < 2:
@@ -213,7 +239,8 @@ def segmenter_for(
         spec["spacing_mm"] = [float(mm) for mm in spacing_mm]
     crop = tuple(shape or spec["shape"])
     window = {"shape": list(crop), "overlap": float(overlap), "slice_axis": slice_axis}
-    segmenter = Segmenter({"encoder": spec, "classes": classes, "labels": list(labels), "decoder": decoder, **window})
+    whole = {"encoder": spec, "classes": classes, "labels": list(labels), "decoder": decoder, **window}
+    segmenter = Segmenter(whole, deep_supervision=deep_supervision)
     if any(n % m for n, m in zip(crop, segmenter.multiple)):
         raise RecipeError(
             f"a crop of {crop} voxels does not fit {spec['name']}, whose axes are multiples of {segmenter.multiple}",

@@ -232,6 +232,46 @@ def test_the_steps_of_a_decoder_lead_from_the_map_to_the_image(stride: list[int]
     assert len(steps) == 1 or all(max(step) > 1 for step in steps)
 
 
+@pytest.mark.parametrize("kind", ["dynunet-half", "dynunet-thin", "dynunet-full-2d", "dynunet-half-2d"])
+def test_deep_supervision_adds_coarser_logits_in_training_alone_and_changes_nothing_else(
+    kind: str, tmp_path: Path
+) -> None:
+    config, shape = SMALL[kind]
+    config = config.model_copy(update={"channels": (8, 8, 16, 24), "strides": (*config.strides, 1)})
+    encoder = build_encoder(config, channels=1, shape=shape)
+    networks = []
+    for deep in (False, True):
+        torch.manual_seed(0)
+        networks.append(segmenter_for(encoder, 3, deep_supervision=deep))
+        load_encoder_into(networks[-1], encoder)
+    plain, deep_network = networks
+    x = torch.randn(2, 1, *shape)
+    logits = deep_network(x)
+    assert isinstance(logits, list)
+    assert [tuple(level.shape) for level in logits] == [
+        (2, 3, *shape),
+        *((2, 3, *(n // s for n, s in zip(shape, stride))) for stride in encoder.strides[1:-1]),
+    ]
+    torch.testing.assert_close(logits[0], plain(x))
+    assert torch.equal(deep_network.eval()(x), plain.eval()(x))
+    assert torch.equal(deep_network.predict(x), plain.predict(x))
+    sum(level.sin().mean() for level in deep_network.train()(x)).backward()
+    assert [n for n, p in deep_network.named_parameters() if p.requires_grad and p.grad is None] == []
+    heads = {id(p) for p in deep_network.supervision.parameters()}
+    assert len(heads) == 4
+    assert heads <= {id(p) for p in deep_network.head_parameters()}
+    assert deep_network.spec == plain.spec
+    for name, network in (("plain", plain), ("deep", deep_network)):
+        save_network(tmp_path / name, network, preparation={}, card="")
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "deep" / file).read_bytes()
+
+
+def test_deep_supervision_of_a_network_without_levels_is_named_before_training() -> None:
+    with pytest.raises(RecipeError, match="which vit has not"):
+        segmenter_for(pair("unetr")[0], 2, deep_supervision=True)
+
+
 @pytest.mark.parametrize("kind", ["dynunet-half", "segresnet"])
 def test_a_u_net_takes_no_light_decoder(kind: str) -> None:
     with pytest.raises(RecipeError, match="decoder of its own"):
