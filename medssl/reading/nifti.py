@@ -69,6 +69,7 @@ def read_nifti(path: str) -> Voxels:
         first = file.read(_HEADER_BYTES)
         header = _parsed(first, path)
         checked = _checked(header, path)
+        _check_storage(header, path)
         content, end = bytearray(first), _data_end(header)
         # In pieces, because the header may claim more than there is; past the voxels too, for gzip's checksum is there.
         while piece := file.read(_CHUNK):
@@ -152,14 +153,16 @@ def _checked(header: Any, path: str) -> Header:
 
 def _affine(header: Any, shape: list[int], path: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Return the sform where it is set, else the qform, as nibabel does; with warnings where they disagree."""
+    from nibabel.spatialimages import HeaderDataError
+
     qform_code, sform_code = int(header["qform_code"]), int(header["sform_code"])
     if qform_code <= 0 and sform_code <= 0:
         raise ReadError("nifti-orientation-unknown", "qform_code and sform_code are 0", where=path)
     try:
-        qform = np.asarray(header.get_qform(coded=False), dtype=np.float64) if qform_code > 0 else None
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        qform = _qform(header) if qform_code > 0 else None
+    except (HeaderDataError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         if sform_code <= 0:
-            raise ReadError("file-corrupt", "the qform's quaternion is no rotation", where=path) from error
+            raise ReadError("file-corrupt", "the qform's quaternion or qfac is no rotation", where=path) from error
         qform = np.full((4, 4), np.nan)
     affine = np.asarray(header.get_sform(coded=False), dtype=np.float64) if sform_code > 0 else qform
     assert affine is not None
@@ -173,6 +176,15 @@ def _affine(header: Any, shape: list[int], path: str) -> tuple[NDArray[np.float6
         if not usable or not geometry.same_place(affine, qform, shape, tolerance=0.5):
             warnings.append("nifti-forms-differ")
     return affine, tuple(warnings)
+
+
+def _qform(header: Any) -> NDArray[np.float64]:
+    """Return the qform: qfac (pixdim[0]) of 0 means 1 (nifti1.h), a negative pixdim its size, as nibabel loads them."""
+    mended = header.copy()
+    if mended["pixdim"][0] == 0:
+        mended["pixdim"][0] = 1
+    mended["pixdim"][1:4] = np.abs(mended["pixdim"][1:4])
+    return np.asarray(mended.get_qform(coded=False), dtype=np.float64)
 
 
 def check_affine(affine: NDArray[np.float64], where: str = "") -> None:
@@ -211,10 +223,15 @@ def _data_end(header: Any) -> int:
     return int(header["vox_offset"]) + math.prod(shape) * (int(header["bitpix"]) // 8)
 
 
-def _long_enough(header: Any, length: int, path: str) -> None:
+def _check_storage(header: Any, path: str) -> None:
+    """Refuse a header that does not say where its voxels lie, before that is reckoned with."""
     offset, bits = float(header["vox_offset"]), int(header["bitpix"])
     dtype = _dtype(header, path)
     if bits != dtype.itemsize * 8 or not math.isfinite(offset) or offset < int(header["sizeof_hdr"]):
         raise ReadError("file-corrupt", f"bitpix is {bits} and vox_offset {offset:g}", where=path)
+
+
+def _long_enough(header: Any, length: int, path: str) -> None:
+    _check_storage(header, path)
     if length < _data_end(header):
         raise ReadError("file-truncated", f"{length} of {_data_end(header)} bytes are there", where=path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .source import Header, ReadError, Source, Voxels
+from .source import Header, ReadError, Source, Voxels, guarded
 
 
 def read_header(source: Source) -> Header:
@@ -11,19 +11,19 @@ def read_header(source: Source) -> Header:
     Raises:
         ReadError: it cannot be read or trusted.
     """
-    if source.format == "nifti":
-        from .nifti import read_nifti_header
+    _check_format(source)
+    with guarded(source.paths[0]):
+        if source.format == "nifti":
+            from .nifti import read_nifti_header
 
-        return read_nifti_header(source.paths[0])
-    if source.format == "dicom":
-        from .dicom import read_series_header
+            return read_nifti_header(source.paths[0])
+        if source.format == "dicom":
+            from .dicom import read_series_header
 
-        return read_series_header(source.paths)
-    if source.format == "png":
+            return read_series_header(source.paths)
         from .picture import read_picture_header
 
         return read_picture_header(source.paths[0])
-    raise ValueError(f"format {source.format!r} is none of nifti, dicom, png")
 
 
 def read_voxels(source: Source) -> Voxels:
@@ -32,19 +32,19 @@ def read_voxels(source: Source) -> Voxels:
     Raises:
         ReadError: it cannot be read or trusted.
     """
-    if source.format == "nifti":
-        from .nifti import read_nifti
+    _check_format(source)
+    with guarded(source.paths[0]):
+        if source.format == "nifti":
+            from .nifti import read_nifti
 
-        return read_nifti(source.paths[0])
-    if source.format == "dicom":
-        from .dicom import read_series
+            return read_nifti(source.paths[0])
+        if source.format == "dicom":
+            from .dicom import read_series
 
-        return read_series(source.paths)
-    if source.format == "png":
+            return read_series(source.paths)
         from .picture import read_picture
 
         return read_picture(source.paths[0])
-    raise ValueError(f"format {source.format!r} is none of nifti, dicom, png")
 
 
 def read_label(source: Source) -> Voxels:
@@ -55,13 +55,19 @@ def read_label(source: Source) -> Voxels:
     """
     from .numbers import as_label
 
-    if source.format == "png":
-        from .picture import read_picture
+    with guarded(source.paths[0]):
+        if source.format == "png":
+            from .picture import read_picture
 
-        voxels = read_picture(source.paths[0], label=True)
-    else:
-        voxels = read_voxels(source)
-    try:
-        return Voxels(as_label(voxels.array), voxels.affine)
-    except ReadError as error:
-        raise ReadError(error.code, error.message, where=source.paths[0]) from error
+            voxels = read_picture(source.paths[0], label=True)
+        else:
+            voxels = read_voxels(source)
+        try:
+            return Voxels(as_label(voxels.array), voxels.affine)
+        except ReadError as error:
+            raise ReadError(error.code, error.message, where=source.paths[0]) from error
+
+
+def _check_format(source: Source) -> None:
+    if source.format not in ("nifti", "dicom", "png"):
+        raise ValueError(f"format {source.format!r} is none of nifti, dicom, png")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, MedsslError
 from ..problems import PROBLEMS
+
+logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -40,6 +44,24 @@ class ReadError(DataError):
     def __init__(self, code: str, message: str, *, where: str = "") -> None:
         super().__init__(message, where=where, fix=PROBLEMS[code].remedy)
         self.code, self.message = code, message
+
+
+@contextmanager
+def guarded(path: str) -> Iterator[None]:
+    """Turn what no reader foresaw into a ReadError: one bad file must not end the work on all the others.
+
+    Only the exception's type is told, for its text may quote a header.
+    """
+    try:
+        yield
+    except MedsslError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise ReadError("file-unreadable", f"the file cannot be read: {reason}", where=path) from error
+    except Exception as error:
+        logger.debug("reading failed", exc_info=True)
+        raise ReadError("file-corrupt", f"the content cannot be read ({type(error).__name__})", where=path) from error
 
 
 @dataclass(frozen=True)

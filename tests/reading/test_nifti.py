@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import struct
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from medssl.demo_data import demo_folder
 from medssl.index import Location
 from medssl.reading import ReadError, read_header, read_label, read_voxels
-from medssl.reading.nifti import nifti_digest
+from medssl.reading.nifti import nifti_digest, read_nifti, read_nifti_header
 
 SHIPPED = sorted((demo_folder() / "hippocampus").rglob("*.nii.gz"))
 ONE = SHIPPED[0]
@@ -186,3 +187,61 @@ def test_labels_are_small_whole_numbers_or_refused(tmp_path: Path) -> None:
         with pytest.raises(ReadError) as caught:
             read_label(location(patched(tmp_path, lambda raw: None, bad)))
         assert caught.value.code == "label-values"
+
+
+def by_qform(folder: Path, *changes: Callable[[bytearray], None], sform_code: int = 0) -> Path:
+    """A file placed by its qform, with the bytes of `changes`; the quaternion is the identity."""
+
+    def change(raw: bytearray) -> None:
+        raw[252:256] = struct.pack("<hh", 1, sform_code)
+        for one in changes:
+            one(raw)
+
+    return patched(folder, change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(put(76, "<f", 0), id="qfac of 0"),
+        pytest.param(put(76, "<f", -1), id="qfac of -1"),
+        pytest.param(put(80, "<3f", 2, -3, 4), id="negative pixdim"),
+        pytest.param(put(76, "<4f", 0, -2, 3, 4), id="qfac of 0 and negative pixdim"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_qform_is_nibabels_also_where_its_header_needs_mending(
+    tmp_path: Path, change: Callable[[bytearray], None]
+) -> None:
+    path = by_qform(tmp_path, change)
+    np.testing.assert_array_equal(read_voxels(location(path)).affine, nib.load(path).affine)
+    np.testing.assert_array_equal(read_header(location(path)).affine, nib.load(path).affine)
+
+
+@pytest.mark.parametrize("qfac", [5.0, np.nan])
+def test_a_qform_without_a_qfac_is_refused_unless_a_sform_stands_in(tmp_path: Path, qfac: float) -> None:
+    with pytest.raises(ReadError) as caught:
+        read_header(location(by_qform(tmp_path, put(76, "<f", qfac))))
+    assert caught.value.code == "file-corrupt"
+    header = read_header(location(by_qform(tmp_path, put(76, "<f", qfac), sform_code=1)))
+    assert header.warnings == ("nifti-forms-differ",)
+    np.testing.assert_array_equal(header.affine, np.eye(4))
+
+
+@pytest.mark.parametrize("offset", [np.nan, np.inf, -np.inf, -8])
+def test_voxels_that_begin_nowhere_are_refused(tmp_path: Path, offset: float) -> None:
+    path = patched(tmp_path, put(108, "<f", offset))
+    for read in (nifti_digest, lambda name: read_voxels(location(Path(name)))):
+        with pytest.raises(ReadError) as caught:
+            read(str(path))
+        assert (caught.value.code, "vox_offset" in caught.value.message) == ("file-corrupt", True)
+
+
+def test_no_byte_of_a_header_raises_anything_but_a_read_error(tmp_path: Path) -> None:
+    """Each byte of the header set to each of some awkward values."""
+    for byte in range(348):
+        for value in (0x00, 0x7F, 0x80, 0xFF):
+            path = str(patched(tmp_path, put(byte, "<B", value)))
+            for read in (nifti_digest, read_nifti_header, read_nifti):
+                with contextlib.suppress(ReadError):
+                    read(path)
