@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medssl.demo import run_demo
 
-from .machine import machine
+from .machine import command, machine
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         result = run_demo(Path(folder) / "demo", progress=clock)
         probe, comparison = result.probe.to_dict(), result.comparison.to_dict()
     found = {
-        "command": "python -m benchmarks.demo",
+        "command": command(),
         "machine": machine(),
         "seconds": round(result.seconds, 1),
         "seconds_by_phase": {phase: round(value, 1) for phase, value in seconds.items()},

@@ -21,7 +21,7 @@ from medssl.probe import probe_encoder
 from medssl.recipe import load_recipe
 from medssl.store import Store
 
-from .machine import machine
+from .machine import command, machine
 
 RECIPES = ("anatomy-hippocampus", "mae-hippocampus")
 
@@ -45,7 +45,7 @@ def main() -> None:
             probe = probe_encoder(run.encoder, store, config, seeds=arguments.seeds).to_dict()
             kept = {key: probe[key] for key in ("split", "labelled_images", "dice", "differences")}
             results[name] = {"seconds": round(seconds, 1), "steps": recipe.train.steps, **kept}
-    found = {"command": "python -m benchmarks.demo_choice", "machine": machine(), "recipes": results}
+    found = {"command": command(), "machine": machine(), "recipes": results}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

@@ -31,7 +31,7 @@ def _interval(value: dict[str, Any]) -> str:
 
 def _machine(value: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
-    return f"{value['cpus']} CPU cores, {value['threads']} threads, accelerator {value['accelerator']}; {versions}."
+    return f"{value['cpus']} CPU cores, {value['threads']} threads, accelerator {value['accelerator']}; commit {value['commit']}; {versions}."
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -100,7 +100,7 @@ def _scratch(result: dict[str, Any]) -> str:
     head = ["labelled images", "MONAI augments", "medssl from scratch", "MONAI's U-Net and loop", "difference"]
     return f"""## Is our training from scratch a fair opponent?
 `{result["command"]}`: Dice on {result["patients"]} test patients, {result["seeds"]} seeds, {result["steps"]} steps of
-{result["crops_a_step"]} crops for both; each arm chooses its rate on validation images.
+{result["crops_a_step"]} crops for both; each arm chooses its rate on validation images. {_machine(result["machine"])}
 
 {_table(head, rows)}"""
 

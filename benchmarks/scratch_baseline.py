@@ -6,18 +6,17 @@ residual units, batch norm, Dice, here with cross-entropy; crops around foregrou
 windows), with the tutorial's learning rate and with larger ones, chosen on validation images as ours is; once without
 augmentation, as the tutorial, and once with MONAI's own.
 
-    python benchmarks/scratch_baseline.py --store STORE --out result.json
+    python -m benchmarks.scratch_baseline --out result.json
 
 The store is made from the shipped scans unless it is named:
 
-    python benchmarks/scratch_baseline.py --out result.json --counts 2,8 --seeds 3 --steps 200
+    python -m benchmarks.scratch_baseline --store STORE --out result.json --counts 2,8 --seeds 3 --steps 200
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -25,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import monai
 import numpy as np
 import torch
 from monai.data import DataLoader, Dataset
@@ -44,7 +42,7 @@ from monai.transforms import (
 from monai.utils import set_determinism
 
 import medssl
-from medssl.demo_data import demo_folder
+from medssl.demo import build_demo_index
 from medssl.downstream import FinetuneConfig, compare_encoders
 from medssl.downstream.scoring import patient_dice, score_image
 from medssl.metrics import bootstrap, class_numbers, draw_images
@@ -52,17 +50,16 @@ from medssl.nets.config import DynUNetConfig
 from medssl.prepare import PrepareConfig, ZScore
 from medssl.store import Store
 
+from .machine import command, machine
+
 MONAI_RATES = (1e-4, 1e-3, 3e-3)
 OUR_RATES = (1e-3, 3e-3)
 
 
 def shipped_store(folder: Path) -> Store:
     """Prepare the shipped hippocampus scans."""
-    data = demo_folder() / "hippocampus"
-    index = folder / "index"
-    medssl.build_index([data / "images"], out=index, labels=data / "labels", subjects=data / "patients.tsv")
-    config = PrepareConfig(spacing_mm=(1.0, 1.0, 1.0), scaling=ZScore())
-    return Store.open(medssl.build_store(index, config, folder / "store").folder)
+    config = PrepareConfig(modalities=("MR",), spacing_mm=(1.0, 1.0, 1.0), scaling=ZScore())
+    return Store.open(medssl.build_store(build_demo_index(folder / "index"), config, folder / "store").folder)
 
 
 def _item(store: Store, image_id: str) -> dict[str, torch.Tensor]:
@@ -206,10 +203,8 @@ def main() -> None:
                 rows.append(row)
                 sys.stderr.write(json.dumps(row) + "\n")
         result = {
-            "command": " ".join(["python", *sys.argv]),
-            "versions": {"medssl": medssl.__version__, "torch": torch.__version__, "monai": monai.__version__},
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
+            "command": command(),
+            "machine": machine(),
             "patients": len(ours.patients),
             "seeds": arguments.seeds,
             "steps": arguments.steps,
