@@ -31,7 +31,8 @@ def _interval(value: dict[str, Any]) -> str:
 
 def _machine(value: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
-    return f"{value['cpus']} CPU cores, {value['threads']} threads, accelerator {value['accelerator']}; commit {value['commit']}; {versions}."
+    where = f"{value['cpus']} CPU cores, {value['threads']} threads, accelerator {value['accelerator']}"
+    return f"{where}; commit {value['commit']}; {versions}."
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
