@@ -8,10 +8,8 @@ Shapes: C channels, * the image, N points, n spatial axes, F features, K classes
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -19,49 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..store import Store
-from ..views.scaling import scale
 from ..views.spatial import sample_at
 from .readout import Readout, Table
+from .windows import Picture, check_needs, context_of, crop_of, judged, starts_of, window_on
 
 if TYPE_CHECKING:
     from ..nets.encoder import Encoder
 
 Voxels = NDArray[np.int64]
 LabelMap = NDArray[np.int64]
-_LARGEST = {2: 256, 3: 96}
-"""Edge of the window a whole image is cut into where it is larger, by number of the encoder's spatial axes."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A whole image as a network sees it: normalised (C, *) float32, what lies around it, and where it stands."""
-
-    image: Tensor
-    outside: float
-    affine: Tensor
-    spacing_mm: tuple[float, ...]
-    box: tuple[tuple[int, ...], tuple[int, ...]]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The spatial shape."""
-        return tuple(self.image.shape[1:])
-
-
-def read_picture(store: Store, image_id: str) -> Picture:
-    """Read and normalise a whole image; spacing counts as 1 mm where the store knows none."""
-    row = store.row(image_id)
-    low, _, shift, width = row.intensity
-    intensity = torch.tensor([row.intensity], dtype=torch.float32)
-    image = scale({"image": torch.from_numpy(store.read(image_id))[None], "intensity": intensity})["image"][0]
-    return Picture(
-        image=image,
-        outside=(low - shift) / width,
-        affine=torch.as_tensor(store.affine(image_id), dtype=torch.float32),
-        spacing_mm=row.spacing_mm or (1.0,) * len(row.shape),
-        box=row.foreground_box,
-    )
 
 
 class Arm(Protocol):
@@ -86,13 +50,12 @@ class EncoderArm:
     def __init__(self, encoder: Encoder, *, window: tuple[int, ...] | None = None, slice_axis: int = 2) -> None:
         self.encoder, self.window, self.slice_axis = encoder, window, slice_axis
         self.device = next(encoder.parameters()).device
-        if unknown := set(encoder.needs) - {"affine"}:
-            raise ValueError(f"the dense probe cannot give an encoder {sorted(unknown)}")
+        check_needs(encoder)
 
     def at(self, picture: Picture, voxels: Voxels) -> Table:
         """Return the features of voxels (N, n): (N, F), each from the window whose centre is nearest."""
         window, flat = self._window(picture)
-        starts = np.array(_starts(picture.shape, window))  # (W, n)
+        starts = np.array(starts_of(picture.shape, window))  # (W, n)
         centres = starts + (np.array(window) - 1) / 2
         nearest = ((voxels[:, None] - centres[None]) ** 2).sum(-1).argmin(1)  # (N,)
         axes = [axis for axis in range(len(window)) if axis != flat]
@@ -119,7 +82,7 @@ class EncoderArm:
         size = tuple(n for axis, n in enumerate(window) if axis != flat)
         total = torch.zeros(len(bias), *picture.shape, device=self.device)
         count = torch.zeros(picture.shape, device=self.device)
-        for start in _starts(picture.shape, window):
+        for start in starts_of(picture.shape, window):
             maps = self._map(picture, start, window, flat).float()
             scores = torch.einsum("kf,bf...->bk...", weight, maps) + bias.reshape(1, -1, *(1,) * len(size))
             scores = functional.interpolate(
@@ -134,38 +97,14 @@ class EncoderArm:
 
     def _window(self, picture: Picture) -> tuple[tuple[int, ...], int | None]:
         """Return the window on this image, and the axis it is one voxel thick along, if the encoder sees slices."""
-        n = 3 if self.encoder.kind == "volume" else 2
-        flat = self.slice_axis if n == 2 and len(picture.shape) == 3 else None
-        if n == 3 and len(picture.shape) == 2:
-            raise ValueError("an encoder of volumes cannot see a 2D image")
-        multiple = self.encoder.multiple
-        shape = [size for axis, size in enumerate(picture.shape) if axis != flat]
-        if self.window is None:
-            window = [math.ceil(min(size, _LARGEST[n]) / step) * step for size, step in zip(shape, multiple)]
-        else:
-            window = list(self.window)
-        if flat is not None:
-            window.insert(flat, 1)
-        return tuple(window), flat
+        return window_on(self.encoder, picture.shape, window=self.window, slice_axis=self.slice_axis)
 
     def _map(self, picture: Picture, start: Sequence[int], window: tuple[int, ...], flat: int | None) -> Tensor:
         """Return the finest feature map of one window: (1, F, *coarse)."""
-        stop = [min(a + n, whole) for a, n, whole in zip(start, window, picture.shape)]
-        crop = picture.image[(slice(None), *(slice(int(a), int(b)) for a, b in zip(start, stop)))]
-        short = [n - (b - a) for a, b, n in zip(start, stop, window)]
-        padding = [int(value) for n in reversed(short) for value in (0, n)]
-        crop = functional.pad(crop, padding, value=picture.outside)
-        crop = (crop if flat is None else crop.squeeze(1 + flat))[None].to(self.device)
-        context: dict[str, Any] = {}
-        if "affine" in self.encoder.needs:
-            context["affine"] = _moved(picture.affine, start)[None].to(self.device)
-        training = self.encoder.training
-        self.encoder.eval()
-        try:
-            with torch.no_grad():
-                features: Tensor = self.encoder(crop, **context)[0]
-        finally:
-            self.encoder.train(training)
+        crop = crop_of(picture, start, window, flat)[None].to(self.device)
+        context = {name: value.to(self.device) for name, value in context_of(self.encoder, picture, [start]).items()}
+        with judged(self.encoder):
+            features: Tensor = self.encoder(crop, **context)[0]
         return features
 
 
@@ -215,23 +154,3 @@ class NoNetworkArm:
         products = np.stack([offset[:, a] * offset[:, b] for a, b in pairs], 1)
         bright = blurred[(slice(None), *voxels.T)].T  # (N, C (1 + sigmas))
         return np.concatenate([offset, products, bright], 1).astype(np.float64)
-
-
-def _starts(shape: Sequence[int], window: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the first voxels of windows that cover an image, a quarter overlapping where one is not enough."""
-    axes: list[list[int]] = []
-    for whole, size in zip(shape, window):
-        if whole <= size:
-            axes.append([0])
-        else:
-            n = math.ceil((whole - size) / max(1, math.ceil(0.75 * size))) + 1
-            axes.append([round(i * (whole - size) / (n - 1)) for i in range(n)])
-    return list(itertools.product(*axes))
-
-
-def _moved(affine: Tensor, start: Sequence[int]) -> Tensor:
-    """Return the affine of a crop that begins at voxel `start`."""
-    out = affine.clone()
-    n = len(start)
-    out[:3, 3] = affine[:3, :n] @ torch.tensor([float(a) for a in start]) + affine[:3, 3]
-    return out

@@ -17,49 +17,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..batch import hash64
-from ..config import Section
 from ..errors import DataError
 from ..metrics import Interval, bootstrap, class_numbers, dice, draw_images, mean_of, per_patient
 from ..progress import Progress, silent
 from ..store import Store
-from .arms import Arm, EncoderArm, NoNetworkArm, read_picture
+from .arms import Arm, EncoderArm, NoNetworkArm
+from .config import ENCODER, NO_NETWORK, RANDOM, ProbeConfig
+from .outside import with_random_weights
 from .readout import Readout, draw_points, fit_readout
+from .windows import read_picture
 
 if TYPE_CHECKING:
     from ..methods.method import Method
     from ..nets.encoder import Encoder
 
 logger = logging.getLogger(__name__)
-
-ENCODER, RANDOM, NO_NETWORK = "encoder", "random weights", "no network"
-
-
-class ProbeConfig(Section):
-    """How frozen features are judged."""
-
-    images: PositiveInt = 4
-    """Labelled training images the readout is fitted on, from as many patients as possible."""
-    points: PositiveInt = 2000
-    """Voxels drawn from each of them, evenly from the classes in it."""
-    penalty: PositiveFloat = 1e-3
-    """Of the squared weights of the readout, on standardised features."""
-    window: tuple[PositiveInt, ...] | None = None
-    """Voxels the encoder sees at once; none takes whole images up to 96 (3D) or 256 (2D) voxels along an axis."""
-    slice_axis: NonNegativeInt = 2
-    """Axis of a volume along which an encoder of 2D images sees slices."""
-    sigmas_mm: tuple[PositiveFloat, ...] = (1.0, 2.0, 4.0)
-    """Widths of the blurs that the control without a network may use."""
-    split: str = "test"
-    """Images that are scored; choose anything by `validation`, never by `test`."""
-    every: NonNegativeInt = 500
-    """Steps between two looks during pretraining, at the validation images; 0 never looks."""
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Of the intervals."""
 
 
 @dataclass(frozen=True)
@@ -140,19 +115,16 @@ def probe_encoder(
     Raises:
         DataError: there are no labelled images in a split, or fewer than wanted.
     """
-    from ..nets.encoder import Encoder, encoder_from_spec, load_encoder
+    from ..nets.encoder import Encoder, load_encoder
 
     config = config or ProbeConfig()
     encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     store = store if isinstance(store, Store) else Store.open(store)
     if encoder.preparation and encoder.preparation.get("fingerprint") != store.preparation.get("fingerprint"):
         logger.warning("the store was prepared otherwise than the encoder's images; the probe may judge it too low")
-    device = next(encoder.parameters()).device
 
     def arms(seed: int) -> dict[str, Arm]:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(hash64(seed, "probe random weights") & ((1 << 63) - 1))
-            fresh = encoder_from_spec(encoder.spec).to(device)
+        fresh = with_random_weights(encoder, seed)
         return {
             ENCODER: EncoderArm(encoder, window=config.window, slice_axis=config.slice_axis),
             RANDOM: EncoderArm(fresh, window=config.window, slice_axis=config.slice_axis),

@@ -49,7 +49,7 @@ def fit_readout(
     mean, spread = features.mean(0), features.std(0)
     # A feature without spread says nothing; dividing by its rounding noise would make it shout.
     spread = np.where(spread > 1e-6 * (1 + np.abs(mean)), spread, np.inf)
-    weight, bias = _logistic((features - mean) / spread, labels, classes, penalty)
+    weight, bias = logistic((features - mean) / spread, labels, classes, penalty)
     fitted = Readout(weight / spread, bias - (weight / spread) @ mean)
     scores = fitted.scores(features)
     lean = _lean(labels, counts, classes)
@@ -57,7 +57,15 @@ def fit_readout(
     return Readout(fitted.weight, fitted.bias + best * lean)
 
 
-def _logistic(features: Table, labels: NDArray[np.integer], classes: int, penalty: float) -> tuple[Table, Table]:
+def logistic(features: Table, labels: NDArray[np.integer], classes: int, penalty: float) -> tuple[Table, Table]:
+    """Fit multinomial logistic regression: weight (K, F) and bias (K,).
+
+    Args:
+        features: (N, F), standardised.
+        labels: (N,), class numbers below `classes`.
+        classes: K.
+        penalty: of the squared weights, beside the mean loss of a row.
+    """
     from scipy.optimize import minimize
 
     n, f = features.shape

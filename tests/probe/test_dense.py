@@ -15,9 +15,10 @@ from medssl.errors import DataError
 from medssl.methods.method import Losses, Method, Views
 from medssl.nets.encoder import DynUNetConfig, Encoder, build_encoder
 from medssl.probe import DenseProbe, ProbeConfig, probe_encoder
-from medssl.probe.arms import EncoderArm, NoNetworkArm, Picture, read_picture
+from medssl.probe.arms import EncoderArm, NoNetworkArm
 from medssl.probe.dense import fit_arm, score_image
 from medssl.probe.readout import Readout
+from medssl.probe.windows import Picture, read_picture
 from medssl.store import Store
 
 from ..labelled_store import ellipsoids, write_labelled_store
