@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ POSITION_TOLERANCE_MM = 0.051
 """How far a slice may lie from its place: headers round positions to a tenth of a millimetre at the worst."""
 
 _SAME_POSITION_MM = 1e-3
-_UNIT_TOLERANCE = 1e-3  # of direction cosines, which some scanners round to three decimals
-_TILT_TOLERANCE_DEGREES = 0.05
+_UNIT_TOLERANCE = 2e-3  # of direction cosines, which some scanners round to three decimals
+_TILT_TOLERANCE_DEGREES = 0.1  # cosines of three decimals turn the normal by up to 0.07 degrees
 
 
 @dataclass(frozen=True)
@@ -194,10 +195,22 @@ def _slice_spacing(positions: NDArray[np.float64], normal: NDArray[np.float64]) 
             f"{along[worst + 1]:.1f} mm, usual {usual:.2f} mm"
         )
         raise ReadError("dicom-slices-missing", message)
-    sideways = positions - positions[0] - np.outer(along - along[0], normal)
-    if (shift := float(np.linalg.norm(sideways, axis=1).max())) > POSITION_TOLERANCE_MM:
-        raise ReadError("dicom-tilted", f"slices are shifted by up to {shift:.2f} mm across their normal")
+    _check_shift(positions, along, normal)
     return spacing
+
+
+def _check_shift(positions: NDArray[np.float64], along: NDArray[np.float64], normal: NDArray[np.float64]) -> None:
+    """Refuse slices shifted across their normal, but for the even lean that comes of rounded direction cosines."""
+    along = along - along.mean()
+    sideways = positions - positions.mean(axis=0) - np.outer(along, normal)  # (slices, 3)
+    lean = along @ sideways / (along @ along)  # mm sideways a mm along the normal
+    shift = float(np.linalg.norm(lean) * np.ptp(along))
+    degrees = math.degrees(math.atan(np.linalg.norm(lean)))
+    if shift > POSITION_TOLERANCE_MM and degrees > _TILT_TOLERANCE_DEGREES:
+        raise ReadError("dicom-tilted", f"slices lean by {degrees:.2f} degrees, {shift:.2f} mm from end to end")
+    uneven = float(np.linalg.norm(sideways - np.outer(along, lean), axis=1).max())
+    if uneven > POSITION_TOLERANCE_MM:
+        raise ReadError("dicom-tilted", f"slices are shifted by up to {uneven:.2f} mm across their normal")
 
 
 def _header(ordered: tuple[Instance, ...], affine: NDArray[np.float64], spacing: float) -> Header:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from .source import ReadError
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 _DICOMDIR = "1.2.840.10008.1.3.10"
+_BEGINS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # SOI of JPEG and JPEG-LS, SOC of JPEG 2000
 # Enhanced CT, Legacy Converted Enhanced CT, Enhanced MR, Enhanced MR Color, Legacy Converted Enhanced MR
 _ENHANCED = (f"{CT}.1", f"{CT}.2", f"{MR}.1", f"{MR}.3", f"{MR}.4")
 
@@ -126,6 +128,9 @@ def stored_pixels(dataset: Any, path: str) -> NDArray[Any]:
         except Exception as error:  # the decoders raise whatever their C libraries do
             message = f"pixels of transfer syntax {dataset.file_meta.TransferSyntaxUID} cannot be decoded"
             raise ReadError("dicom-undecodable", message, where=path) from error
+    if pixels.shape != (dataset.get("Rows"), dataset.get("Columns")):
+        sizes = [" x ".join(map(str, size)) for size in (pixels.shape, (dataset.get("Rows"), dataset.get("Columns")))]
+        raise ReadError("dicom-multiframe", f"the pixels are {sizes[0]}, wanted {sizes[1]}", where=path)
     return pixels.T
 
 
@@ -165,7 +170,7 @@ def _gathered(dataset: Any, path: str) -> Instance:
         orientation=orientation,
         pixel_spacing=pixel_spacing,
         thickness=_number(dataset, "SliceThickness"),
-        tilt=_number(dataset, "GantryDetectorTilt") or 0.0,
+        tilt=tilt if (tilt := _number(dataset, "GantryDetectorTilt")) and math.isfinite(tilt) else 0.0,
         slope=slope,
         intercept=intercept,
         rescale_type=_text(dataset, "RescaleType"),
@@ -204,13 +209,42 @@ def _flaw(
         return "dicom-pixels", f"{stored} of {allocated} bits are stored"
     if 0 in shape:
         return "shape-empty", f"{shape[0]} columns and {shape[1]} rows"
-    wanted, found = shape[0] * shape[1] * allocated // 8, len(dataset.PixelData)
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        if (value := _number(dataset, keyword)) is not None and not math.isfinite(value):
+            return "dicom-rescale-missing", f"{keyword} is {value}"
+    return _pixels_flaw(dataset, shape[0] * shape[1] * allocated // 8, syntax)
+
+
+def _pixels_flaw(dataset: Any, wanted: int, syntax: Any) -> tuple[str, str] | None:
+    """Return what is wrong with the amount of pixel data, `wanted` bytes uncompressed."""
+    found = len(dataset.PixelData)
     if syntax is None or not syntax.is_encapsulated:
         if found < wanted:
             return "file-truncated", f"{found} of {wanted} bytes of pixels are there"
+        if found > wanted + wanted % 2:  # values have even length (PS3.5 8.1.1)
+            return "dicom-multiframe", f"{found} bytes of pixels are there, one frame has {wanted}"
     elif found < 16:  # less than an offset table and a fragment (PS3.5 A.4)
         return "file-truncated", "there are no compressed pixels"
+    elif (frames := _compressed_frames(dataset.PixelData, syntax)) > 1:
+        return "dicom-multiframe", f"the compressed pixels hold {frames} frames"
     return None
+
+
+def _compressed_frames(data: bytes, syntax: Any) -> int:
+    """Count frames by the offset table, and by fragments that begin a picture: decoders stop after the first one.
+
+    A frame may have several fragments, but each frame begins one (PS3.5 A.4); of RLE a fragment is a frame (A.4.2).
+    """
+    from pydicom.encaps import generate_fragments, parse_basic_offsets
+    from pydicom.uid import RLELossless
+
+    try:
+        offsets = parse_basic_offsets(data)
+        pieces = list(generate_fragments(data))[1:]  # the first item is the offset table
+    except Exception:  # damaged items, which the decoder will name
+        return 1
+    begun = len(pieces) if syntax == RLELossless else sum(piece.startswith(_BEGINS) for piece in pieces)
+    return max(len(offsets), begun)
 
 
 def _is_mosaic(dataset: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.dataelem import DataElement
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from scipy.spatial.transform import Rotation
 
 from medssl import geometry
 from medssl.demo_data import demo_folder
@@ -153,9 +157,24 @@ def _set(keyword: str, value: Any, *, only: int | None = None) -> Callable[[int,
     return change
 
 
+def _bare(keyword: str, value: str, *, only: int | None = None) -> Callable[[int, Any], None]:
+    """Set a value that its VR forbids."""
+
+    def change(n: int, dataset: Any) -> None:
+        if only is None or n == only:
+            element = dataset[keyword]
+            dataset[keyword] = DataElement(element.tag, "DS", value, validation_mode=pydicom.config.IGNORE)
+
+    return change
+
+
 def _lean(n: int, dataset: Any) -> None:
     x, y, z = dataset.ImagePositionPatient
     dataset.ImagePositionPatient = [x, y + 0.3 * n, z]
+
+
+def _twice(n: int, dataset: Any) -> None:
+    dataset.PixelData = dataset.PixelData * 2
 
 
 def _mosaic(n: int, dataset: Any) -> None:
@@ -182,6 +201,10 @@ def _mosaic(n: int, dataset: Any) -> None:
         ),
         pytest.param(_delete("RescaleSlope"), "dicom-rescale-missing", id="CT without slope"),
         pytest.param(_set("RescaleType", "US"), "dicom-rescale-missing", id="CT not in HU"),
+        pytest.param(_bare("RescaleSlope", "nan"), "dicom-rescale-missing", id="a slope of NaN"),
+        pytest.param(_bare("RescaleSlope", "inf", only=2), "dicom-rescale-missing", id="one infinite slope"),
+        pytest.param(_bare("RescaleIntercept", "-inf"), "dicom-rescale-missing", id="an infinite intercept"),
+        pytest.param(_twice, "dicom-multiframe", id="two frames without a number of frames"),
         pytest.param(_set("NumberOfFrames", 2), "dicom-multiframe", id="two frames"),
         pytest.param(_mosaic, "dicom-mosaic", id="mosaic"),
         pytest.param(_set("PhotometricInterpretation", "MONOCHROME1"), "dicom-pixels", id="inverted greys"),
@@ -241,6 +264,106 @@ def test_each_slice_is_rescaled_by_its_own_slope(small: list[Path], tmp_path: Pa
     scaled = read_voxels(location(changed(small, tmp_path, own))).array
     order = np.arange(6)[::-1]  # the shipped files run from head to feet
     np.testing.assert_allclose(scaled, (plain + 1024) * (1 + order / 4), rtol=1e-6)
+
+
+def oblique(small: list[Path], folder: Path, *, decimals: int, tilt: float = 0.0) -> list[Path]:
+    """The small series turned out of every plane and 300 mm long, its cosines rounded, its gantry tilted."""
+    turned = Rotation.from_euler("xyz", [21.3, 33.8, 12.6], degrees=True).as_matrix()
+    cosines = np.round([*turned[:, 0], *turned[:, 1]], decimals)
+    along = Rotation.from_rotvec(np.radians(tilt) * turned[:, 0]).apply(turned[:, 2])
+
+    def change(n: int, dataset: Any) -> None:
+        dataset.ImageOrientationPatient = [f"{value:.10f}" for value in cosines]
+        dataset.ImagePositionPatient = [f"{value:.8f}" for value in along * 60.0 * n]
+
+    return changed(small, folder, change)
+
+
+@pytest.mark.parametrize("decimals", [3, 4, 8])
+def test_an_oblique_series_is_read_though_its_cosines_are_rounded(
+    small: list[Path], tmp_path: Path, decimals: int
+) -> None:
+    header = read_header(location(oblique(small, tmp_path, decimals=decimals)))
+    assert header.spacing_mm == pytest.approx((0.9765625, 0.9765625, 60.0), abs=1e-3)
+
+
+@pytest.mark.parametrize("tilt", [0.5, -0.5, 12.0])
+@pytest.mark.parametrize("decimals", [3, 8])
+def test_a_tilted_gantry_is_refused_also_where_the_header_does_not_tell(
+    small: list[Path], tmp_path: Path, decimals: int, tilt: float
+) -> None:
+    assert code_of(oblique(small, tmp_path, decimals=decimals, tilt=tilt)) == "dicom-tilted"
+
+
+def test_one_shifted_slice_of_a_long_series_is_refused(small: list[Path], tmp_path: Path) -> None:
+    def change(n: int, dataset: Any) -> None:
+        dataset.ImagePositionPatient = [0.3 if n == 3 else 0.0, 0.0, 60.0 * n]
+
+    assert code_of(changed(small, tmp_path, change)) == "dicom-tilted"
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless], ids=lambda uid: uid.name)
+@pytest.mark.parametrize("offsets", [True, False], ids=["with offset table", "without offset table"])
+def test_two_compressed_frames_without_a_number_of_frames_are_refused(
+    small: list[Path], tmp_path: Path, syntax: Any, offsets: bool
+) -> None:
+    slices = CT[:4] if syntax == JPEG2000Lossless else small  # the shipped files are JPEG 2000
+
+    def single(n: int, dataset: Any) -> None:
+        if syntax != JPEG2000Lossless:
+            dataset.compress(syntax, generate_instance_uid=False)
+
+    def double(n: int, dataset: Any) -> None:
+        single(n, dataset)
+        [frame] = generate_frames(dataset.PixelData, number_of_frames=1)
+        dataset.PixelData = encapsulate([frame, frame], has_bot=offsets)
+
+    (tmp_path / "one").mkdir()
+    voxels = read_voxels(location(changed(slices, tmp_path / "one", single)))
+    np.testing.assert_array_equal(voxels.array, read_voxels(location(slices)).array)
+    assert code_of(changed(slices, tmp_path, double)) == "dicom-multiframe"
+
+
+def test_one_frame_in_several_fragments_is_read(tmp_path: Path) -> None:
+    def split(n: int, dataset: Any) -> None:
+        [frame] = generate_frames(dataset.PixelData, number_of_frames=1)
+        dataset.PixelData = encapsulate([frame], fragments_per_frame=3, has_bot=False)
+
+    voxels = read_voxels(location(changed(CT[:4], tmp_path, split)))
+    np.testing.assert_array_equal(voxels.array, read_voxels(location(CT[:4])).array)
+
+
+WITHOUT_EXTRA = """
+import importlib.metadata, sys
+everything = importlib.metadata.entry_points
+def without(**params):
+    return importlib.metadata.EntryPoints(e for e in everything(**params) if not e.value.startswith("libjpeg"))
+importlib.metadata.entry_points = without
+sys.modules["libjpeg"] = None
+from medssl.index import Location
+from medssl.problems import PROBLEMS
+from medssl.reading import ReadError, read_voxels
+try:
+    print(read_voxels(Location(tuple(sys.argv[1:]), "dicom")).array.shape)
+except ReadError as error:
+    print(error.code, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "decoded"), [("j2k", True), ("jpegls", True), ("rle", True), ("jpeg", False)], ids=lambda value: str(value)
+)
+def test_without_the_extra_all_but_lossless_jpeg_is_read_and_the_remedy_names_it(
+    shared: Path, case: str, decoded: bool
+) -> None:
+    folder = shared / "dicom-groundtruth" / "dicom2nifti" / f"generic/compressed_{case}/001"
+    paths = [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    out = subprocess.run([sys.executable, "-c", WITHOUT_EXTRA, *paths], check=True, capture_output=True, text=True)
+    if decoded:
+        assert out.stdout.startswith("(256, 256, ")
+    else:
+        assert out.stdout.startswith("dicom-undecodable")
+        assert "medssl[jpeg]" in out.stdout
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
