@@ -424,3 +424,35 @@ def test_stores_that_do_not_go_with_the_streams_are_refused(
     assert says in error
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_from_given_weights_names_no_folder_and_goes_on_without_them(
+    data: Data, unbroken: Callable[[str], Path], tmp_path: Path
+) -> None:
+    first = tmp_path / "of a patient" / "first"
+    shutil.copytree(unbroken("masked voxels"), first)
+    begun = tmp_path / "run"
+    given = (f"encoder.weights={first}",)
+    assert main(words("masked voxels", data.store, begun, sets=given)) == 0
+    for path in begun.rglob("*"):
+        assert not path.is_file() or b"of a patient" not in path.read_bytes()
+    assert "matched" in (begun / "receipt.txt").read_text(encoding="utf-8")
+    end = (begun / "encoder" / "model.safetensors").read_bytes()
+    shutil.rmtree(first)
+    shutil.rmtree(begun / "encoder")
+    for later in sorted((begun / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(later)
+    assert main(words("masked voxels", data.store, begun, "--resume", sets=given)) == 0
+    assert (begun / "encoder" / "model.safetensors").read_bytes() == end
+
+
+def test_resuming_from_other_weights_is_refused(
+    data: Data, unbroken: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, begun = tmp_path / "first", tmp_path / "run"
+    shutil.copytree(unbroken("masked voxels"), first)
+    given = (f"encoder.weights={first}",)
+    assert main(words("masked voxels", data.store, begun, sets=given)) == 0
+    shutil.copytree(begun / "encoder", first / "encoder", dirs_exist_ok=True)
+    assert main(words("masked voxels", data.store, begun, "--resume", sets=given)) == 1
+    assert "started from other weights" in capsys.readouterr().err

@@ -26,6 +26,9 @@ app = typer.Typer(
 )
 
 
+_STOPPED = "medssl: stopped; run the same command again to go on (pretrain and finetune with --resume)\n"
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"medssl {__version__}\n")
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _tell(error)
     except KeyboardInterrupt:
-        sys.stderr.write("medssl: stopped; run the same command again to go on\n")
+        sys.stderr.write(_STOPPED)
         return 130
     finally:
         close_bars()
@@ -100,7 +103,10 @@ def _run(words: list[str]) -> int:
             error.show()
             return int(error.exit_code)
         if type(error).__name__ in {"Exit", "Abort"} and not isinstance(error, KeyboardInterrupt):
-            return int(getattr(error, "exit_code", 1))
+            code = int(getattr(error, "exit_code", 1))
+            if code == 130:
+                sys.stderr.write(_STOPPED)
+            return code
         raise
     return code if isinstance(code, int) else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from types import TracebackType
@@ -26,6 +27,8 @@ class Result(Protocol):
 
 def show(result: Result, *, as_json: bool = False) -> None:
     """Print a result: its sentence, or with `--json` one JSON object."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several ranks the first speaks
     text = json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False) if as_json else str(result)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,8 @@ class Log:
         _append(self.folder / "metrics.jsonl", line)
         _append(self.folder / "times.jsonl", {"step": step} | {k: round(v, 6) for k, v in times.items()})
         if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(self.folder / "events"), purge_step=step)
-        for name, value in (values | {f"time/{k}": v for k, v in times.items()}).items():
-            self._events.add_scalar(name, value, step)
+            self._events = _Events(self.folder / "events", step)
+        self._events.write(step, values | {f"time/{k}": v for k, v in times.items()})
 
     def _means(self) -> dict[str, float]:
         names = sorted(self._sums)
@@ -91,6 +89,36 @@ class Log:
         """Finish the event file."""
         if self._events is not None:
             self._events.close()
+
+
+class _Events:
+    """TensorBoard's event file; its own writer puts the host's name into the file's, which a run must not tell."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        now = time.time()
+        self._event = Event
+        self._file = (folder / f"events.out.tfevents.{int(now):010d}.{step}").open("wb")
+        self._records = RecordWriter(self._file)
+        self._put(Event(wall_time=now, file_version="brain.Event:2"))
+        # what an earlier, killed run wrote from here on is not shown
+        self._put(Event(wall_time=now, step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        from torch.utils.tensorboard.summary import scalar
+
+        for name, value in values.items():
+            self._put(self._event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._file.flush()
+
+    def _put(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,16 @@ def test_a_run_killed_before_its_pictures_makes_the_same_ones(tmp_path: Path) ->
     method, loader = make("anatomy")
     train(method, loader, TrainConfig(**QUICK), tmp_path, resume=True)
     assert picture.read_bytes() == before
+
+
+def test_tensorboard_reads_the_metrics_and_no_file_tells_the_host(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(*make("queue"), TrainConfig(**QUICK), tmp_path)
+    train(*make("queue"), TrainConfig(**QUICK | {"steps": 4}), tmp_path, resume=True)
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss/total")]
+    wanted = [(line["step"], line["loss/total"]) for line in read_metrics(tmp_path)]
+    assert [step for step, _ in found] == [step for step, _ in wanted]
+    assert [value for _, value in found] == pytest.approx([value for _, value in wanted], rel=1e-6)
+    assert not [path for path in tmp_path.rglob("*") if socket.gethostname() in path.name]
