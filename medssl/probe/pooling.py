@@ -164,7 +164,9 @@ class Pooler:
             with judged(self.encoder):
                 pooled = self.encoder.pooled(crops, **context).double().cpu().numpy()
                 levels = self.encoder(crops, **context) if maps else [torch.zeros(len(some), 1)]
-            fine, coarse = (m if flat is None or not maps else m.unsqueeze(2 + flat) for m in (levels[0], levels[-1]))
+            # Where all maps have one size, as a ViT's, the deepest is the first.
+            last = levels[0] if levels[0].shape[2:] == levels[-1].shape[2:] else levels[-1]
+            fine, coarse = (m if flat is None or not maps else m.unsqueeze(2 + flat) for m in (levels[0], last))
             fine, coarse = fine.float().cpu(), coarse.float().cpu()
             for i, start in enumerate(some):
                 weights = tuple(share[axis][begin] for axis, begin in enumerate(start))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssl.nets.encoder import DynUNetConfig, Encoder, build_encoder
+from medssl.nets.encoder import DynUNetConfig, Encoder, ViTConfig, build_encoder
 from medssl.probe.pooling import Pooler, _shares
 from medssl.probe.windows import Picture, crop_of, starts_along
 
@@ -82,6 +82,15 @@ def test_an_image_that_fits_is_the_encoders_own_pooled(encoder: Encoder) -> None
     with torch.no_grad():
         own = encoder.eval().pooled(image[None])[0].numpy()
     np.testing.assert_allclose(Pooler(encoder).whole(picture), own, rtol=1e-5)
+
+
+def test_slices_of_a_vit_are_those_of_its_deepest_tokens() -> None:
+    torch.manual_seed(0)
+    vit = build_encoder(ViTConfig(width=24, depth=4, heads=2, mlp=32, patch=8), channels=1, shape=(16, 16, 16))
+    image = torch.rand(1, 16, 16, 16)
+    picture = Picture(image, 0.0, torch.eye(4), (1.0, 1.0, 1.0), ((0, 0, 0), (16, 16, 16)))
+    pooler = Pooler(vit)
+    np.testing.assert_allclose(pooler.slices(picture).mean(0), pooler.whole(picture), atol=1e-5)
 
 
 def test_an_image_larger_than_the_crop_is_seen_through_windows_of_the_crop() -> None:
