@@ -132,20 +132,24 @@ class MAE(Method):
         return self.head(full), standardized_patches(patches.float(), floor=self.config.floor), tokens.mean(1)
 
     def panels(self, views: Views) -> dict[str, Tensor]:
-        """Return one picture: a middle slice as it is, as the encoder saw it, and rebuilt where it was hidden."""
+        """Return one picture: a slice as it is, as the encoder saw it, and rebuilt where it was hidden."""
         prediction, _, _ = self._rebuild(views)
-        image, mask = views["image"], views["mask"]
+        image, mask, target = views["image"], views["mask"], views["target"]
         shape = tuple(image.shape[2:])
         if self.config.form == "tokens":
             patches = patchify(image, self.patch)
             mean, sd = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True).clamp_min(self.config.floor)
             whole = torch.where(mask[..., None], prediction.float() * sd + mean, patches)
             prediction = unpatchify(whole, self.patch, shape)
-            mask = unpatchify(mask[..., None].expand(*mask.shape, _volume(self.patch)).float(), self.patch, shape) > 0.5
+            voxels = _volume(self.patch)
+            mask, target = (
+                unpatchify(m[..., None].expand(*m.shape, voxels).float(), self.patch, shape) > 0.5
+                for m in (mask, target)
+            )
         low = image.flatten(1).amin(1).reshape(-1, *(1,) * (image.ndim - 1))
         seen = torch.where(mask, low, image)
         rebuilt = torch.where(mask, prediction.float(), image)
-        return {"reconstruction": _strip(image, seen, rebuilt)}
+        return {"reconstruction": _strip(target, image, seen, rebuilt)}
 
 
 def _volume(sizes: tuple[int, ...]) -> int:
@@ -165,8 +169,8 @@ def _real_voxels(box: Tensor, shape: tuple[int, ...]) -> Tensor:
     return mask
 
 
-def _strip(*images: Tensor, samples: int = 4) -> Tensor:
-    """Lay middle slices of a few samples side by side, one column an image: (1, H, W) in [0, 1]."""
+def _strip(target: Tensor, *images: Tensor, samples: int = 4) -> Tensor:
+    """Lay the slices in which most was to be rebuilt side by side, one column an image: (1, H, W) in [0, 1]."""
     rows = []
     for sample in range(min(samples, len(images[0]))):
         first = images[0][sample, 0]
@@ -175,7 +179,7 @@ def _strip(*images: Tensor, samples: int = 4) -> Tensor:
         for image in images:
             picture = image[sample, 0].float()
             if picture.ndim == 3:
-                picture = picture[..., picture.shape[-1] // 2]
+                picture = picture[..., int(target[sample, 0].flatten(0, 1).sum(0).argmax())]
             picture = ((picture - low) / (high - low).clamp_min(1e-6)).clamp(0, 1).mT.flip(0)  # anterior up
             row.append(functional.pad(picture, (2, 2, 2, 2), value=1.0))
         rows.append(torch.cat(row, 1))
