@@ -105,8 +105,17 @@ class IndexRow:
 class Index:
     """The rows of an index folder, sorted by image id, and the way to their files."""
 
-    def __init__(self, folder: Path, rows: tuple[IndexRow, ...], locations: Mapping[str, Location] | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rows: tuple[IndexRow, ...],
+        locations: Mapping[str, Location] | None,
+        *,
+        key_check: str = "",
+    ) -> None:
         self.folder, self.rows = folder, rows
+        self.key_check = key_check
+        """Equal where subject ids were made with the same site key; empty where it was not kept."""
         self._locations = locations
         self._by_id = {row.image_id: row for row in rows}
 
@@ -127,14 +136,16 @@ class Index:
             raise DataError(
                 "the index cannot be read", where=str(folder), fix="run `medssl index` again into a new folder"
             ) from error
-        found = (table.schema.metadata or {}).get(b"medssl.index", b"0").decode()
+        metadata = table.schema.metadata or {}
+        found = metadata.get(b"medssl.index", b"0").decode()
         if found != str(VERSION):
             raise DataError(
                 f"the index has format version {found}, this medssl reads {VERSION}",
                 where=str(folder),
                 fix="run `medssl index` again into a new folder",
             )
-        return cls(folder, tuple(_row_of(record) for record in table.to_pylist()), locations)
+        rows = tuple(_row_of(record) for record in table.to_pylist())
+        return cls(folder, rows, locations, key_check=metadata.get(b"medssl.key_check", b"").decode())
 
     @classmethod
     def write(
@@ -144,17 +155,20 @@ class Index:
         locations: Mapping[str, Location],
         problems: Iterable[ProblemRow] = (),
         card: str = "",
+        *,
+        key_check: str = "",
     ) -> Index:
         """Write an index into an empty folder (a temporary one: see `medssl.files.new_folder`) and return it.
 
         Args:
             locations: by image id, and by label id (`IndexRow.label_path`).
+            key_check: what tells the site key from others, and nothing more of it.
         """
         ordered = tuple(sorted(rows, key=lambda row: row.image_id))
         private = folder / "private"
         private.mkdir(mode=0o700)
         private.chmod(0o700)
-        _write_parquet(folder / "index.parquet", [_record_of(row) for row in ordered], _row_schema())
+        _write_parquet(folder / "index.parquet", [_record_of(row) for row in ordered], _row_schema(key_check))
         records = [
             {"id": name, "paths": list(place.paths), "format": place.format, "extra": json.dumps(dict(place.extra))}
             for name, place in sorted(locations.items())
@@ -162,7 +176,7 @@ class Index:
         _write_parquet(private / "locations.parquet", records, _location_schema())
         write_text(private / "problems.csv", _csv_of(problems))
         write_text(folder / "card.md", card)
-        return cls(folder, ordered, dict(locations))
+        return cls(folder, ordered, dict(locations), key_check=key_check)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -224,7 +238,7 @@ def _locations_of(records: list[dict[str, Any]]) -> dict[str, Location]:
     }
 
 
-def _row_schema() -> Any:
+def _row_schema(key_check: str) -> Any:
     import pyarrow as pa
 
     special = {
@@ -239,7 +253,7 @@ def _row_schema() -> Any:
         "problems": pa.list_(pa.string()),
     }
     columns = [(item.name, special.get(item.name, pa.string())) for item in fields(IndexRow)]
-    return pa.schema(columns, metadata={"medssl.index": str(VERSION)})
+    return pa.schema(columns, metadata={"medssl.index": str(VERSION), "medssl.key_check": key_check})
 
 
 def _location_schema() -> Any:

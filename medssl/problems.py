@@ -37,6 +37,7 @@ PROBLEMS: dict[str, Problem] = {
     "file-truncated": _error("the file ends before its data does", "copy the file again"),
     "file-corrupt": _error("the file's content contradicts itself", "copy the file again, or export it anew"),
     "file-not-as-named": _error("the file's name promises an image its content is not", "export the image anew"),
+    "file-name-encoding": _error("the name of the file, or of a folder above it, is not UTF-8", "rename it"),
     "format-unknown": _note("the content is of no format known here", "convert it to NIfTI if it is an image"),
     "format-unsupported": _note("an image format that is not read", "convert it to NIfTI or PNG"),
     "image-duplicate": _warning("the same content was found before; the first one is used", "remove one of the two"),
@@ -91,5 +92,15 @@ PROBLEMS: dict[str, Problem] = {
     "label-ambiguous": _warning("several labels or images bear this name; none is used", "give each its own name"),
     "label-without-image": _warning("no image bears this label's name", "check the names"),
     "subject-missing": _warning("the table of subjects lacks this image; its own name is used", "complete the table"),
+    "subject-by-name": _warning(
+        "nothing but the file's name tells the patient: each name counts as a subject of its own",
+        "give a table of case and patient (--subjects), or names as in BIDS (sub-01_...)",
+    ),
+    "subject-shared": _warning(
+        "images of one name in different folders count as one subject, in one split",
+        "give a table (--subjects) and each patient's files a name of their own, or folders as in BIDS (sub-01/)",
+    ),
+    # preparation
+    "preparation-failed": _error("the image could not be prepared", "look at it, and at the recipe's transforms"),
 }
 """Every code that may stand in problems.csv or in the column `problems`."""

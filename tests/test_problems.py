@@ -9,7 +9,9 @@ import medssl
 from medssl.problems import PROBLEMS
 
 SOURCES = [
-    path for name in ("reading", "ingest") for path in sorted((Path(medssl.__file__).parent / name).glob("*.py"))
+    path
+    for name in ("reading", "ingest", "prepare")
+    for path in sorted((Path(medssl.__file__).parent / name).glob("*.py"))
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from .card import SPLITS, card_of
 from .images import Image, read_images
 from .labels import match_labels
 from .scan import find_images, problem
-from .subjects import Fractions, Names, read_subjects, site_key, split_of
+from .subjects import Fractions, Names, entity_of, read_subjects, site_key, split_of
 
 Paths = Path | str | Sequence[Path | str]
 
@@ -87,8 +87,12 @@ def build_index(
         out: the index's folder; must not exist, or be empty.
         labels: folders of label maps, each named as its image; what lies there is no image.
         subjects: table (TSV or CSV with a head) of case and patient. A case is a file's name without extension, a
-            DICOM patient ID, or the name of a series' folder. Without it the name or the patient ID is the subject.
-        key: secret that subject ids are made with; the site's key file unless given.
+            DICOM patient ID, or the name of a series' folder. What it lacks is named by the DICOM patient ID, by BIDS
+            (`sub-01` in the file's name, or else a folder of that name), or by the file's name: that one is a guess,
+            and a warning says so.
+        key: secret that subject ids are made with; unless given, that of the file MEDSSL_KEY_FILE names, or of
+            `medssl/site.key` in the user's configuration folder, made where there is none. Another key gives other
+            ids and splits; `Index.key_check` tells whether two indexes have the same.
         seed: of the splits.
         fractions: shares of train, validation and test.
         modality: of files that do not state theirs (NIfTI, PNG), such as CT or MR.
@@ -108,20 +112,21 @@ def build_index(
     places, warned = match_labels(images, label_folders, problems, progress) if label_folders else ({}, {})
     if not images:
         raise _nothing_found(paths, problems)
+    shared = _shared_names(images, table)
     rows, locations = [], {}
     for image in images:
         codes = [*image.header.warnings]
-        subject_id = names.of("subject", _patient_of(image, table, codes))
+        subject_id = names.of("subject", _patient_of(image, table, shared, codes))
         problems.extend(problem(code, image.where) for code in codes)
         split = split_of(subject_id, seed=seed, fractions=fractions or Fractions())
-        codes += warned.get(image.digest, [])  # match_labels has named these with the label's path
+        codes += [*image.noted, *warned.get(image.digest, [])]  # named already, with the path they are about
         row = _row(image, names, subject_id, split, codes, label=image.digest in places, modality=modality)
         rows.append(row)
         locations[row.image_id] = image.location
         if row.labelled:
             locations[row.label_path] = places[image.digest]
     with new_folder(out) as folder:
-        Index.write(folder, rows, locations, problems, card_of(rows, problems, seed=seed))
+        Index.write(folder, rows, locations, problems, card_of(rows, problems, seed=seed), key_check=names.check)
     return _result(Path(out), rows, problems)
 
 
@@ -141,8 +146,18 @@ def _distinct(images: list[Image], problems: list[ProblemRow]) -> list[Image]:
     return list(first.values())
 
 
-def _patient_of(image: Image, table: dict[str, str] | None, codes: list[str]) -> str:
-    """Return the patient by the table, by the header, or by what images of one patient share."""
+def _shared_names(images: Sequence[Image], table: dict[str, str] | None) -> set[str]:
+    """Return names that images in several folders bear, where nothing else tells the patient."""
+    folders: dict[str, set[Path]] = defaultdict(set)
+    for image in images:
+        path = Path(image.location.paths[0])
+        if image.location.format != "dicom" and not entity_of(path) and image.case not in (table or {}):
+            folders[image.case].add(path.parent)
+    return {name for name, found in folders.items() if len(found) > 1}
+
+
+def _patient_of(image: Image, table: dict[str, str] | None, shared: set[str], codes: list[str]) -> str:
+    """Return the patient by the table, by the header, by BIDS' name, or by what images of one patient share."""
     for name in (image.patient, image.case):
         if table and name in table:
             if "dicom-patient-unnamed" in codes:
@@ -151,6 +166,12 @@ def _patient_of(image: Image, table: dict[str, str] | None, codes: list[str]) ->
     if image.location.format != "dicom":
         if table is not None:
             codes.append("subject-missing")
+        if entity := entity_of(image.location.paths[0]):
+            return entity
+        if table is None:
+            codes.append("subject-by-name")
+        if image.case in shared:
+            codes.append("subject-shared")
         return image.case
     return image.patient or image.relation or image.digest
 

@@ -14,6 +14,7 @@ from ..reading.dicom import assemble, decode
 from ..reading.instance import Instance, instance_of, is_directory, read_dataset
 from ..reading.nifti import nifti_digest, read_nifti_header
 from ..reading.picture import picture_digest, read_picture_header
+from ..reading.source import guarded
 from .scan import Found, case_name, problem
 
 
@@ -25,6 +26,7 @@ class Image:
         case: the file's name without extension, or the name of a DICOM series' folder.
         patient: as the header has it; empty where it has none.
         relation: what images of one patient share where the patient is not named: study or frame of reference.
+        noted: codes of warnings that stand among the problems already, under the path they are about.
     """
 
     case: str
@@ -37,6 +39,7 @@ class Image:
     series: str = ""
     scanner: str = ""
     groups: tuple[tuple[str, str], ...] = ()
+    noted: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -57,17 +60,23 @@ def read_images(
     for done, (path, kind) in enumerate(found.files):
         progress("reading headers", done, total)
         try:
-            image = _from_file(str(path), kind)
-            yield _checked(image) if check else image
+            with guarded(str(path)):
+                image = _from_file(str(path), kind)
+                image = _checked(image) if check else image
         except ReadError as error:
             problems.append(problem(error.code, path, error.message))
-    for instances in _series(found.dicom, problems, progress, total):
+        else:
+            yield image
+    for instances, noted in _series(found.dicom, problems, progress, total):
+        folder = str(Path(instances[0].path).parent)
         try:
-            image = _from_series(instances)
-            yield _checked(image) if check else _decodable(image, instances)
+            with guarded(folder):
+                image = replace(_from_series(instances), noted=noted)
+                image = _checked(image) if check else _decodable(image, instances)
         except ReadError as error:
-            where = error.where or str(Path(instances[0].path).parent)
-            problems.append(problem(error.code, where, error.message))
+            problems.append(problem(error.code, error.where or folder, error.message))
+        else:
+            yield image
     progress("reading headers", total, total)
 
 
@@ -96,8 +105,8 @@ def _from_series(instances: Sequence[Instance]) -> Image:
 
 def _series(
     paths: Sequence[Path], problems: list[ProblemRow], progress: Progress, total: int
-) -> Iterator[tuple[Instance, ...]]:
-    """Yield the instances of one series after the other.
+) -> Iterator[tuple[tuple[Instance, ...], tuple[str, ...]]]:
+    """Yield one series after the other: its instances, and codes of warnings that were appended to `problems`.
 
     A series is what bears one Series Instance UID, wherever its files lie. Where the UID is missing, the files of one
     folder and frame of reference are taken together, and `assemble` refuses them unless they fit.
@@ -107,10 +116,11 @@ def _series(
     for done, path in enumerate(paths):
         progress("reading headers", total - len(paths) + done, total)
         try:
-            dataset = read_dataset(str(path))
-            if is_directory(dataset):
-                continue
-            instance = instance_of(dataset, str(path))
+            with guarded(str(path)):
+                dataset = read_dataset(str(path))
+                if is_directory(dataset):
+                    continue
+                instance = instance_of(dataset, str(path))
         except ReadError as error:
             problems.append(problem(error.code, path, error.message))
             unreadable.add(path.parent)
@@ -118,9 +128,10 @@ def _series(
         key = (instance.series,) if instance.series else ("", str(path.parent), instance.frame)
         series.setdefault(key, []).append(instance)
     for instances in series.values():
-        for folder in sorted({Path(instance.path).parent for instance in instances} & unreadable):
-            problems.append(problem("dicom-neighbour-unreadable", folder))
-        yield _without_copies(instances, problems)
+        folders = sorted({Path(instance.path).parent for instance in instances} & unreadable)
+        problems.extend(problem("dicom-neighbour-unreadable", folder) for folder in folders)
+        noted = ("dicom-neighbour-unreadable",) if folders else ()
+        yield _without_copies(instances, problems), noted
 
 
 def _without_copies(instances: Sequence[Instance], problems: list[ProblemRow]) -> tuple[Instance, ...]:

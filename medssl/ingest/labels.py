@@ -10,6 +10,7 @@ from .. import geometry
 from ..index import Location, ProblemRow
 from ..progress import Progress, silent
 from ..reading import ReadError, read_header, read_label
+from ..reading.source import guarded
 from .images import Image
 from .scan import case_name, find_images, problem
 
@@ -41,7 +42,8 @@ def match_labels(
             if len(candidates) > 1 or named[image.case] > 1:
                 message = f"{len(candidates)} labels and {named[image.case]} images bear this name"
                 raise ReadError("label-ambiguous", message)
-            _check_fit(image, label)
+            with guarded(label.paths[0]):
+                _check_fit(image, label)
             labels[image.digest] = label
         except ReadError as error:
             code = error.code if error.code.startswith("label-") else "label-unreadable"

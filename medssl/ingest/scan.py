@@ -11,8 +11,12 @@ from ..errors import UsageError
 from ..index import ProblemRow
 from ..problems import PROBLEMS
 from ..progress import Progress, silent
+from ..reading import ReadError
+from ..reading.source import guarded
 
 _FIRST_BYTES = 1 << 12
+_HEADER_BYTES = 544  # of NIfTI-2; more of a gzip need not be decompressed
+_LEAST_BYTES = 352  # of NIfTI-1: a file that holds less cannot be told from one cut off
 
 _IMAGE_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".dicom", ".ima", ".png")
 # What is known to be no image, or to belong to one: skipped without a word.
@@ -54,7 +58,8 @@ class Found:
 
 def problem(code: str, path: Path | str, message: str = "") -> ProblemRow:
     """Make a line of problems.csv; without a message the code's meaning stands there."""
-    return ProblemRow(PROBLEMS[code].severity, code, str(path), message or PROBLEMS[code].meaning)
+    where = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    return ProblemRow(PROBLEMS[code].severity, code, where, message or PROBLEMS[code].meaning)
 
 
 def find_images(paths: Sequence[Path | str], *, skip: Sequence[Path | str] = (), progress: Progress = silent) -> Found:
@@ -76,7 +81,11 @@ def find_images(paths: Sequence[Path | str], *, skip: Sequence[Path | str] = (),
     for count, path in enumerate(_files(paths, skipped, problems)):
         if count % 100 == 0:
             progress("looking for images", count, 0)
-        kind, code, message = _kind_of(path)
+        try:
+            with guarded(str(path)):
+                kind, code, message = _kind_of(path)
+        except ReadError as error:
+            kind, code, message = "", error.code, error.message
         if kind == "dicom":
             dicom.append(path)
         elif kind:
@@ -109,7 +118,10 @@ def _files(paths: Sequence[Path | str], skipped: set[Path], problems: list[Probl
                 inside = sorted(path.iterdir(), reverse=True)
                 waiting.extend(child for child in inside if not _is_hidden(child.name))
             elif real.is_file():
+                str(path.absolute()).encode("utf-8")
                 yield path.absolute()
+        except UnicodeEncodeError:
+            problems.append(problem("file-name-encoding", path))
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, in Python before 3.13
             reason = getattr(error, "strerror", None) or type(error).__name__
             problems.append(problem("file-unreadable", path, f"cannot be opened: {reason.lower()}"))
@@ -121,11 +133,8 @@ def _is_hidden(name: str) -> bool:
 
 def _kind_of(path: Path) -> tuple[str, str, str]:
     """Return (format, "", "") of an image, or ("", code, message) of a problem, or three empty words to skip."""
-    try:
-        with path.open("rb") as file:
-            first = file.read(_FIRST_BYTES)
-    except OSError as error:
-        return "", "file-unreadable", f"cannot be opened: {(error.strerror or type(error).__name__).lower()}"
+    with path.open("rb") as file:
+        first = file.read(_FIRST_BYTES)
     named = path.name.lower().endswith(_IMAGE_SUFFIXES)
     if not first:
         return ("", "file-empty", "") if named else ("", "", "")
@@ -137,8 +146,7 @@ def _kind_of(path: Path) -> tuple[str, str, str]:
         if first.startswith(magic):
             return "", "format-unsupported", f"the content is {name}"
     if named:
-        truncated = len(first) < 352 or first[:2] == b"\x1f\x8b"
-        return "", "file-truncated" if truncated else "file-not-as-named", ""
+        return "", _flaw_of(first), ""
     if path.suffix.lower() in _OTHER_SUFFIXES or _is_text(first):
         return "", "", ""
     return "", "format-unknown", ""
@@ -152,12 +160,26 @@ def _format_of(first: bytes) -> str:
         return "png"
     if first[128:132] == b"DICM":
         return "dicom"
-    if first[:2] == b"\x1f\x8b":
-        try:
-            first = zlib.decompressobj(wbits=31).decompress(first, 544)
-        except zlib.error:
-            return ""
-    return "nifti" if is_nifti(first) else ""
+    return "nifti" if is_nifti(_inside(first)[0]) else ""
+
+
+def _inside(first: bytes) -> tuple[bytes, bool]:
+    """Return a file's first bytes, decompressed where they are gzip, and whether its content is seen to its end."""
+    if first[:2] != b"\x1f\x8b":
+        return first, False
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        return stream.decompress(first, _HEADER_BYTES), stream.eof
+    except zlib.error:
+        return b"", False
+
+
+def _flaw_of(first: bytes) -> str:
+    """Return the code of a file that is named as an image and is none: cut off, or something else altogether."""
+    content, whole = _inside(first)
+    if whole or len(content) >= _LEAST_BYTES or (content and _is_text(content)):
+        return "file-not-as-named"
+    return "file-truncated"
 
 
 def _is_text(first: bytes) -> bool:

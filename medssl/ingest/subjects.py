@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import hmac
+import logging
 import os
+import re
 import secrets
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from ..errors import DataError, MedsslError, UsageError
 
 _KEY_BYTES = 32
 _LEAST_KEY_BYTES = 16
+_ENTITY = re.compile(r"(?:^|(?<=_))(sub-[A-Za-z0-9]+)(?=[_.]|$)")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,14 @@ class Fractions:
             raise ValueError(f"fractions must be at least 0 and sum to 1, got {parts}")
 
 
+def entity_of(path: Path | str) -> str:
+    """Return BIDS' subject, such as `sub-01`, of the file's name, else of the nearest folder's; empty where none."""
+    path = Path(path)
+    if found := _ENTITY.search(path.name):
+        return found.group(1)
+    return next((part for part in reversed(path.parts[:-1]) if _ENTITY.fullmatch(part)), "")
+
+
 class Names:
     """Turns identifiers into keyed hashes: without the key nobody can go back, or try names until one fits.
 
@@ -46,7 +59,13 @@ class Names:
 
     def of(self, kind: str, identifier: str) -> str:
         """Return 16 hexadecimal digits for an identifier; `kind` keeps a patient's from colliding with a study's."""
-        return hmac.new(self._key, f"{kind}:{identifier}".encode(), hashlib.sha256).hexdigest()[:16]
+        text = f"{kind}:{identifier}".encode("utf-8", "surrogatepass")
+        return hmac.new(self._key, text, hashlib.sha256).hexdigest()[:16]
+
+    @property
+    def check(self) -> str:
+        """16 hexadecimal digits that are equal for equal keys, and tell nothing else of the key."""
+        return self.of("key", "check")
 
 
 def split_of(subject_id: str, *, seed: int, fractions: Fractions) -> str:
@@ -70,7 +89,7 @@ def key_file() -> Path:
 
 
 def site_key() -> bytes:
-    """Read the site's key, and create it, readable by its owner alone, where there is none.
+    """Read the site's key, and create it, readable by its owner alone, where there is none; that is logged.
 
     Raises:
         MedsslError: the file cannot be read or created, or holds too little.
@@ -81,7 +100,12 @@ def site_key() -> bytes:
             key = path.read_bytes()
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _create(path)
+            if _create(path):
+                logger.warning(
+                    "a new site key was made: %s. Subjects get their ids, and so their splits, by it: keep a copy, and "
+                    "let MEDSSL_KEY_FILE name it wherever scans of the same patients are indexed",
+                    path,
+                )
             key = path.read_bytes()
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
@@ -99,19 +123,30 @@ def site_key() -> bytes:
     return key
 
 
-def _create(path: Path) -> None:
-    """Write a new key unless another process was faster; nobody ever sees half a key."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def _create(path: Path) -> bool:
+    """Write a new key, and say so, unless another process was faster; nobody sees half a key where links are known."""
+    key = secrets.token_bytes(_KEY_BYTES)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # for its owner alone
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(_KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+        _write_key(handle, key)
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links, such as FAT: here a reader might come too early
+            _write_key(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), key)
+    except FileExistsError:
+        return False
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
+    return True
+
+
+def _write_key(handle: int, key: bytes) -> None:
+    with os.fdopen(handle, "wb") as file:
+        file.write(key)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_subjects(path: Path | str) -> dict[str, str]:

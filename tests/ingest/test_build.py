@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import csv
+import math
+import os
 import re
 import shutil
+import struct
+import sys
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,11 +19,13 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.dataelem import DataElement
 
 from medssl.demo_data import demo_folder
 from medssl.errors import DataError, MedsslError
 from medssl.index import Index
-from medssl.ingest import build_index
+from medssl.ingest import IndexResult, build_index
+from medssl.ingest.subjects import Names
 from medssl.problems import PROBLEMS
 from medssl.reading import read_voxels
 
@@ -202,6 +209,7 @@ def test_everything_broken_is_a_row_of_problems_and_the_rest_is_indexed(tmp_path
     assert result.images == 1
     found = {(Path(row["path"]).name, row["code"]) for row in problems_of(result.folder)}
     assert found == {
+        ("good.nii.gz", "subject-by-name"),
         ("cut.nii.gz", "file-truncated"),
         ("empty.nii.gz", "file-empty"),
         ("four.nii.gz", "nifti-dimensions"),
@@ -223,8 +231,8 @@ def test_check_reads_the_voxels_too(tmp_path: Path) -> None:
     nifti(tmp_path / "a" / "nan.nii.gz", array)
     assert build_index(tmp_path / "a", tmp_path / "one", key=KEY).images == 2
     checked = build_index(tmp_path / "a", tmp_path / "two", key=KEY, check=True)
-    assert checked.problems == {"voxels-constant": 1, "voxels-not-finite": 1}
-    assert Index.open(checked).rows[0].problems == ("voxels-constant",)
+    assert checked.problems == {"subject-by-name": 1, "voxels-constant": 1, "voxels-not-finite": 1}
+    assert Index.open(checked).rows[0].problems == ("subject-by-name", "voxels-constant")
 
 
 def test_labels_that_do_not_fit_are_left_out_by_name(tmp_path: Path) -> None:
@@ -232,7 +240,7 @@ def test_labels_that_do_not_fit_are_left_out_by_name(tmp_path: Path) -> None:
     moved[0, 3] = 0.5
     label = np.ones((3, 4, 5), np.uint8)
     for name in ("good", "size", "place", "halves", "cut", "bare"):
-        nifti(tmp_path / "images" / f"{name}.nii.gz")
+        nifti(tmp_path / "images" / "sub-1" / f"{name}.nii.gz")
     nifti(tmp_path / "labels" / "good.nii", label)
     nifti(tmp_path / "labels" / "size.nii.gz", np.ones((3, 4, 6), np.uint8))
     nifti(tmp_path / "labels" / "place.nii.gz", label, moved)
@@ -280,6 +288,114 @@ def test_an_unreadable_neighbour_is_a_warning_on_the_series(tmp_path: Path) -> N
     result = build_index(tmp_path, tmp_path.parent / "out-neighbour", key=KEY)
     assert result.images == 1
     assert result.problems["dicom-neighbour-unreadable"] == 1
+    [row] = Index.open(result).rows
+    assert "dicom-neighbour-unreadable" in row.problems
+
+
+def damaged(path: Path, changes: dict[int, bytes]) -> Path:
+    """A NIfTI file with bytes of its header changed; offsets are those of nifti1.h."""
+    raw = bytearray(nifti(path).read_bytes())
+    for offset, value in changes.items():
+        raw[offset : offset + len(value)] = value
+    path.write_bytes(raw)
+    return path
+
+
+QFORM_ALONE = {252: struct.pack("<hh", 1, 0)}
+
+
+def test_headers_that_no_reader_foresaw_leave_the_other_images_indexed(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    nifti(folder / "good.nii")
+    damaged(folder / "qfac.nii", QFORM_ALONE | {76: struct.pack("<f", 7)})
+    damaged(folder / "offset.nii", {108: struct.pack("<f", math.nan)})
+    for n, path in enumerate(sorted((DEMO / "ct").glob("CT*"))):
+        dataset = pydicom.dcmread(path)
+        element = dataset["RescaleSlope"]
+        dataset["RescaleSlope"] = DataElement(element.tag, "DS", "nan", validation_mode=pydicom.config.IGNORE)
+        (folder / "ct").mkdir(exist_ok=True)
+        with warnings.catch_warnings(action="ignore"):
+            dataset.save_as(folder / "ct" / f"{n}.dcm")
+    result = build_index(folder, tmp_path / "out", key=KEY)
+    assert result.images == 1
+    assert result.problems == {"dicom-rescale-missing": 1, "file-corrupt": 2, "subject-by-name": 1}
+
+
+def test_a_label_map_that_no_reader_foresaw_is_left_out(tmp_path: Path) -> None:
+    nifti(tmp_path / "images" / "x.nii")
+    damaged(tmp_path / "labels" / "x.nii", {108: struct.pack("<f", math.nan)})
+    result = build_index(tmp_path / "images", tmp_path / "out", labels=tmp_path / "labels", key=KEY)
+    assert (result.images, result.labelled, result.problems["label-unreadable"]) == (1, 0, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_a_name_that_is_no_text_is_a_problem_and_the_rest_is_indexed(tmp_path: Path) -> None:
+    good = nifti(tmp_path / "a" / "good.nii.gz")
+    shutil.copyfile(good, os.fsdecode(bytes(tmp_path / "a") + b"/caf\xe9.nii.gz"))
+    result = build_index(tmp_path / "a", tmp_path / "out", key=KEY)
+    assert (result.images, result.problems["file-name-encoding"]) == (1, 1)
+    assert r"caf\udce9" in (tmp_path / "out" / "private" / "problems.csv").read_text("utf-8")
+
+
+def subjects_of(result: IndexResult) -> dict[str, str]:
+    """Subject ids by path below the test's folder of scans."""
+    index = Index.open(result)
+    names = {row.image_id: Path(index.location(row.image_id).paths[0]) for row in index.rows}
+    return {str(names[row.image_id]).partition("/scans/")[2]: row.subject_id for row in index.rows}
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        pytest.param("sub-01_ses-1_T1w.nii.gz", "sub-01_ses-2_T1w.nii.gz", id="in the name"),
+        pytest.param("sub-01/ses-1/T1w.nii.gz", "sub-01/ses-2/T1w.nii.gz", id="in a folder above"),
+        pytest.param("sub-01/anat/T1w.nii.gz", "raw_sub-01_T2w.nii.gz", id="once in a folder, once in the name"),
+        pytest.param("sub-02/sub-01_T1w.nii.gz", "sub-01.nii.gz", id="the name before the folder"),
+    ],
+)
+def test_a_bids_subject_names_the_patient(tmp_path: Path, one: str, two: str) -> None:
+    scans = tmp_path / "scans"
+    affine = np.eye(4)
+    for n, name in enumerate((one, two, "sub-03/T1w.nii.gz")):
+        nifti(scans / name, np.full((3, 4, 5), n, np.int16), affine)
+    result = build_index(scans, tmp_path / "out", key=KEY)
+    found = subjects_of(result)
+    assert found[one] == found[two] == Names(KEY).of("subject", "sub-01")
+    assert found["sub-03/T1w.nii.gz"] == Names(KEY).of("subject", "sub-03")
+    assert result.problems == {}
+
+
+def test_a_subject_known_by_its_files_name_alone_is_a_warning(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "b.nii.gz"):
+        nifti(tmp_path / "scans" / name)
+    result = build_index(tmp_path / "scans", tmp_path / "out", key=KEY)
+    assert result.subjects == 2
+    assert {row.problems for row in Index.open(result).rows} == {("subject-by-name",)}
+    assert str(result).count("subject-by-name") == 1
+
+
+def test_one_name_in_several_folders_is_one_subject_and_a_warning(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    for n in range(4):
+        nifti(scans / f"sub{n}" / "T1w.nii.gz", np.full((3, 4, 5), n, np.int16))
+    nifti(scans / "sub0" / "T2w.nii.gz")
+    result = build_index(scans, tmp_path / "out", key=KEY)
+    assert (result.images, result.subjects, result.problems["subject-shared"]) == (5, 2, 4)
+    rows = [row for row in Index.open(result).rows if "subject-shared" in row.problems]
+    assert len({(row.subject_id, row.split) for row in rows}) == 1
+    table = tmp_path / "patients.tsv"
+    table.write_text("case\tpatient\nT1w\tP1\n")
+    named = build_index(scans, tmp_path / "named", subjects=table, key=KEY)
+    assert named.problems == {"subject-missing": 1}
+
+
+def test_indexes_of_different_keys_can_be_told_apart(tmp_path: Path) -> None:
+    nifti(tmp_path / "a" / "x.nii.gz")
+    checks = []
+    for n, key in enumerate((KEY, KEY, KEY[::-1])):
+        checks.append(Index.open(build_index(tmp_path / "a", tmp_path / str(n), key=key)).key_check)
+    assert checks[0] == checks[1] != checks[2]
+    assert all(re.fullmatch("[0-9a-f]{16}", check) for check in checks)
 
 
 def test_an_empty_folder_is_one_clear_error_and_writes_nothing(tmp_path: Path) -> None:

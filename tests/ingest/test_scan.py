@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def test_names_and_compression_do_not_matter(tmp_path: Path) -> None:
     [
         pytest.param("a.nii.gz", b"", "file-empty", id="empty image"),
         pytest.param("a.nii.gz", b"\x1f\x8b\x08\0\0\0", "file-truncated", id="gzip cut in its header"),
+        pytest.param("a.nii.gz", gzip.compress(b"a page, no image" * 90), "file-not-as-named", id="gzip of text"),
+        pytest.param("a.nii.gz", gzip.compress(bytes(5000)), "file-not-as-named", id="gzip of zeros"),
+        pytest.param("a.nii.gz", gzip.compress(b"short"), "file-not-as-named", id="gzip of little, and whole"),
+        pytest.param("a.nii.gz", gzip.compress(os.urandom(300))[:99], "file-truncated", id="gzip cut early"),
+        pytest.param("a.nii", b"not found", "file-not-as-named", id="a message named nii"),
+        pytest.param("a.nii", b"\x5c\x01\0\0" + bytes(90), "file-truncated", id="a header cut off"),
         pytest.param("a.png", b"<html>" + b" " * 500, "file-not-as-named", id="a web page named png"),
         pytest.param("a", b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"\0" * 200, "dicom-no-preamble", id="bare DICOM"),
         pytest.param("a.jpg", b"\xff\xd8\xff\xe0" + b"\0" * 200, "format-unsupported", id="JPEG"),

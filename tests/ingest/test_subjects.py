@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medssl.errors import DataError, MedsslError
-from medssl.ingest.subjects import Fractions, Names, key_file, read_subjects, site_key, split_of
+from medssl.ingest.subjects import Fractions, Names, _create, entity_of, key_file, read_subjects, site_key, split_of
 
 KEY = b"sixteen bytes or"
 
@@ -43,6 +44,61 @@ def test_the_sites_key_is_made_once_and_for_its_owner_alone() -> None:
     assert len(key) == 32
     assert site_key() == key
     assert os.name == "nt" or key_file().stat().st_mode & 0o777 == 0o600
+
+
+def test_a_new_site_key_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    key_file().unlink(missing_ok=True)
+    for _ in range(2):
+        site_key()
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert str(key_file()) in record.getMessage()
+    assert "MEDSSL_KEY_FILE" in record.getMessage()
+
+
+def no_links(source: str, target: Path) -> None:
+    """What os.link does on a FAT stick."""
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with hard links", "without hard links"])
+def test_a_key_is_made_whole_and_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setenv("MEDSSL_KEY_FILE", str(tmp_path / "new" / "site.key"))
+    key = site_key()
+    assert len(key) == 32
+    assert not _create(key_file())
+    assert site_key() == key
+    assert os.name == "nt" or key_file().stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in key_file().parent.iterdir()] == ["site.key"]
+
+
+def test_what_a_killed_process_left_beside_the_key_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDSSL_KEY_FILE", str(tmp_path / "site.key"))
+    for name in (".site.key", f".site.key.{os.getpid()}", ".site.key.abc"):
+        (tmp_path / name).write_bytes(b"half")
+    assert len(site_key()) == 32
+
+
+@pytest.mark.parametrize(
+    ("path", "entity"),
+    [
+        ("/d/sub-01/anat/sub-01_ses-2_T1w.nii.gz", "sub-01"),
+        ("/d/sub-A7/ses-1/T1w.nii.gz", "sub-A7"),
+        ("/d/sub-1/sub-2_T1w.nii.gz", "sub-2"),
+        ("/d/sub-1/sub-2/x.png", "sub-2"),
+        ("/d/sub-03.nii.gz", "sub-03"),
+        ("/d/sub01/T1w.nii.gz", ""),
+        ("/d/cortex-sub-1.nii.gz", ""),
+        ("/d/my-sub-1/x.nii.gz", ""),
+        ("/d/sub-1_old/x.nii.gz", ""),
+    ],
+)
+def test_bids_names_a_subject_in_the_file_or_in_a_folder(path: str, entity: str) -> None:
+    assert entity_of(path) == entity
 
 
 def test_a_damaged_key_is_an_error_and_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
