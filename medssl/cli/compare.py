@@ -17,8 +17,12 @@ def compare(
     ],
     data: Annotated[Path, Option(help="Store, index, or datalist (JSON), with label maps.")],
     out: Annotated[Path, Option(help="Folder for the results; run again, only what is missing is trained.")],
-    counts: Annotated[str, Option(help="Numbers of labelled images, with commas between.")] = "2,4,8",
+    counts: Annotated[str, Option(help="Numbers of labelled images, with commas between; all is one too.")] = "2,4,8",
     seeds: Annotated[int, Option(min=1, help="Paired seeds.")] = 3,
+    scratch_longer: Annotated[
+        int, Option(min=1, help="An arm more: scratch with so many times the steps; 1 for none.")
+    ] = 1,
+    predictions: Annotated[bool, Option(help="Keep the segmentations of scored images beside their scores.")] = True,
     recipe: Annotated[str | None, Option(help="Recipe to follow; that of the encoder's run unless given.")] = None,
     set_: SetOption = None,
     quiet: QuietFlag = False,
@@ -39,6 +43,8 @@ def compare(
         config=found.finetune if found is not None else None,
         network=found.encoder if found is not None else None,
         prepare=found.prepare if found is not None else None,
+        scratch_longer=scratch_longer,
+        predictions=predictions,
         progress=bar(quiet),
     )
     show(result, as_json=as_json)

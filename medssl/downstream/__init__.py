@@ -1,8 +1,10 @@
 """What an encoder is worth: fine-tuned task networks, and the comparison with training from scratch."""
 
-from .comparison import CompareResult, compare_encoders
+from .compared import CompareResult
+from .comparison import compare_encoders
 from .config import FinetuneConfig
 from .finetuning import FinetuneResult, finetune
+from .plan import Plan, plan_segmentation
 from .scoring import ImageScore
 from .segmentation import Segmentation
 
@@ -11,7 +13,9 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "ImageScore",
+    "Plan",
     "Segmentation",
     "compare_encoders",
     "finetune",
+    "plan_segmentation",
 ]

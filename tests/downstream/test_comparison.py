@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from medssl.downstream import CompareResult, FinetuneConfig, compare_encoders
+from medssl.downstream.cells import read_predictions
 from medssl.downstream.comparison import parse_counts
 from medssl.errors import DataError, UsageError
-from medssl.metrics import Interval
+from medssl.metrics import class_numbers, dice
 from medssl.nets.encoder import Encoder, save_network
 from medssl.store import Store
 
@@ -61,10 +62,12 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_numbers(
 
     with pytest.raises(KeyboardInterrupt):
         _compare([encoder, None], store, tmp_path / "out", quick, progress=stop)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cells"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cells", "predictions"]
     resumed = _compare([encoder, None], store, tmp_path / "out", quick)
     whole = _compare([encoder, None], store, tmp_path / "whole", quick)
     assert resumed.computed == 5
+    for name in ("compare.svg", "compare.md"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     for arm in whole.arms:
         for count in whole.counts:
             np.testing.assert_array_equal(resumed.dice[arm][count], whole.dice[arm][count])
@@ -139,41 +142,97 @@ def test_more_labels_than_there_are_or_nothing_to_compare_is_one_clear_line(
     with pytest.raises(UsageError, match="scratch is named twice"):
         _compare([None, None], store, tmp_path / "out", quick)
 
+    with pytest.raises(UsageError, match="no scratch to train longer"):
+        _compare([encoder], store, tmp_path / "out", quick, scratch_longer=2)
 
-@pytest.mark.parametrize(("text", "counts"), [("2", (2,)), ("2,4, 8", (2, 4, 8))])
-def test_counts_are_read_from_text(text: str, counts: tuple[int, ...]) -> None:
+
+@pytest.mark.parametrize(
+    ("text", "counts"), [("2", (2,)), ("2,4, 8", (2, 4, 8)), ("all", ("all",)), ("1, all", (1, "all"))]
+)
+def test_counts_are_read_from_text(text: str, counts: tuple[int | str, ...]) -> None:
     assert parse_counts(text) == counts
 
 
-@pytest.mark.parametrize("text", ["", "two", "2;4", "0,2", "-1"])
+@pytest.mark.parametrize("text", ["", "two", "2;4", "0,2", "-1", "alls"])
 def test_counts_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no numbers of images"):
         parse_counts(text)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(-0.01, 0.05, "undecided, 0 lies inside"), (0.01, 0.05, "is better than scratch"), (-0.05, -0.01, "is worse")],
-)
-def test_the_sentence_claims_no_more_than_the_interval(low: float, high: float, words: str) -> None:
-    interval = Interval((low + high) / 2, low, high, 0.95, 3, 2)
-    table = {1: np.zeros((3, 2))}
-    result = CompareResult(
-        out=Path("out"),
-        arms=("run", "scratch"),
-        counts=(1,),
-        seeds=3,
-        split="test",
-        patients=("a", "b"),
-        steps=10,
-        dice={"run": table, "scratch": table},
-        hausdorff95_mm={"run": {1: float("nan")}, "scratch": {1: 1.0}},
-        rates={"run": {1: 1e-3}, "scratch": {1: 1e-3}},
-        searched=(),
-        differences={"run": {1: interval}},
-        overall={"run": interval},
-        computed=0,
-    )
-    assert words in str(result)
-    assert "3 seeds: the interval is narrower than it should be" in str(result)
-    json.dumps(result.to_dict(), allow_nan=False)
+def test_all_is_every_labelled_image(store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path) -> None:
+    result = _compare([encoder], store, tmp_path / "out", quick, counts=(1, "all"), seeds=1)
+    assert (result.counts, result.all_images) == ((1, 4), 4)
+    assert "4 (all)" in str(result)
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").iterdir()]
+    (images,) = [cell["decided_by"]["images"] for cell in cells if cell["count"] == 4]
+    assert sorted(images) == sorted(store.ids_of("train"))
+    assert _compare([encoder], store, tmp_path / "out", quick, counts=(4, "all"), seeds=1).computed == 0
+
+
+def test_the_control_is_scratch_with_more_steps_on_the_same_images(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    short = quick.model_copy(update={"steps": 2})
+    result = _compare([encoder, None], store, tmp_path / "out", short, scratch_longer=3)
+    assert (result.arms, result.encoders) == (("encoder", "scratch", "scratch x3"), ("encoder",))
+    assert set(result.overall) == {"encoder"}
+    assert [(pair.first, pair.second) for pair in result.pairs] == [
+        ("encoder", "scratch x3"),
+        ("encoder", "scratch"),
+        ("scratch x3", "scratch"),
+    ]
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").iterdir()]
+    decided = {(c["arm"], c["count"], c["seed"]): c["decided_by"] for c in cells}
+    for count, seed in ((1, 0), (2, 1)):
+        once, longer = decided["scratch", count, seed], decided["scratch x3", count, seed]
+        assert (once["finetune"].pop("steps"), longer["finetune"].pop("steps")) == (2, 6)
+        assert once == longer
+    assert _compare([encoder, None], store, tmp_path / "out", short).computed == 0
+    again = _compare([encoder, None], store, tmp_path / "out", short.model_copy(update={"steps": 6}))
+    assert again.computed == 4  # scratch with six steps is the control, which is there
+    np.testing.assert_array_equal(again.dice["scratch"][2], result.dice["scratch x3"][2])
+
+
+def test_a_changed_or_foreign_cell_is_not_taken(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    known = _compare([encoder], store, out, quick, counts=(1, 2), seeds=1)
+    first, second = sorted((out / "cells").iterdir())
+
+    def again() -> CompareResult:
+        return _compare([encoder], store, out, quick, counts=(1, 2), seeds=1)
+
+    original, other = first.read_text(), second.read_text()
+    value = json.loads(original)
+    value["scores"]["test"][0]["dice"][0] = 0.987
+    for text in (json.dumps(value), other, original.replace('"seal"', '"sea1"'), original[:-20], "[]"):
+        first.write_text(text)
+        found = again()
+        assert found.computed == 1
+        np.testing.assert_array_equal(found.dice["encoder"][1], known.dice["encoder"][1])
+        assert first.read_text() == original
+    assert again().computed == 0
+
+
+def test_predictions_are_kept_as_they_were_scored_and_changed_ones_cost_the_cell(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    _compare([encoder], store, out, quick, counts=(1,), seeds=1)
+    (cell,) = (out / "cells").iterdir()
+    maps = read_predictions(out, cell.stem)
+    assert set(maps) == set(store.ids_of("test"))
+    for score in json.loads(cell.read_text())["scores"]["test"]:
+        label = class_numbers(store.label(score["image_id"])[0], store.classes)
+        found = dice(maps[score["image_id"]], label, len(store.classes) + 1)
+        np.testing.assert_allclose(found, np.array(score["dice"], dtype=float))
+    kept = out / "predictions" / f"{cell.stem}.npz"
+    before = kept.read_bytes()
+    kept.write_bytes(before[:-1] + b"x")
+    assert _compare([encoder], store, out, quick, counts=(1,), seeds=1).computed == 1
+    assert kept.read_bytes() == before
+    kept.unlink()
+    assert _compare([encoder], store, out, quick, counts=(1,), seeds=1).computed == 0
+    _compare([encoder], store, tmp_path / "bare", quick, counts=(1,), seeds=1, predictions=False)
+    assert not (tmp_path / "bare" / "predictions").exists()
