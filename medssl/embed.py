@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 Per = Literal["image", "slice", "region"]
 Given = Path | str | os.PathLike[str] | Store | Index
 Paths = Given | Sequence[Path | str]
+_OF_SUBJECTS = ("subject-by-name", "subject-missing", "dicom-patient-unnamed", "dicom-series-unnamed")
+"""Problems of an index that do not matter here: vectors have neither subjects nor splits."""
 VERSION = "1"
 """Of the file's columns, kept in its metadata."""
 
@@ -203,7 +205,7 @@ def _scans(
         with tempfile.TemporaryDirectory(prefix="medssl-") as folder:
             # Paths stand in this index for as long as the images are read, in a folder only its owner can enter.
             found = build_index(files, Path(folder) / "index", labels=labels, progress=progress)
-            problems.update(found.problems)
+            problems.update({code: n for code, n in found.problems.items() if code not in _OF_SUBJECTS})
             yield from _of_index(Index.open(found.folder), config, per, problems, progress)
 
 

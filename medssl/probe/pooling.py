@@ -79,7 +79,7 @@ class Pooler:
         own = level == "coarsest" and window_on(self.encoder, picture.shape, slice_axis=self.slice_axis)[1] == axis
         total: Table | None = None
         weight = np.zeros(picture.shape[axis])
-        for window in self._windows(picture):
+        for window in self._windows(picture, maps=not own, pooled=own):
             found = window.at(level) if not own else window.pooled.reshape(-1, *(1,) * len(window.start))
             cells = [_to_cells(along[None], n, 1)[0] for along, n in zip(window.weights, found.shape[1:])]
             layers = np.moveaxis(found, 1 + axis, -1)
@@ -109,7 +109,7 @@ class Pooler:
             raise ValueError(f"label map {tuple(label.shape)}, image {picture.shape}")
         values, counts = np.unique(label[label != 0], return_counts=True)
         total: dict[int, Table] = {}
-        for window in self._windows(picture):
+        for window in self._windows(picture, pooled=False):
             inside = tuple(slice(a, a + n.size) for a, n in zip(window.start, window.weights))
             part = label[inside]
             for value in np.unique(part[part != 0]).tolist():
@@ -146,7 +146,7 @@ class Pooler:
         chosen = np.linspace(0, len(table) - 1, min(most, len(table))).round().astype(np.int64)
         return _mean(wholes), table[chosen]
 
-    def _windows(self, picture: Picture, *, maps: bool = True) -> Iterator[_Window]:
+    def _windows(self, picture: Picture, *, maps: bool = True, pooled: bool = True) -> Iterator[_Window]:
         largest = getattr(self.encoder, "spec", {}).get("shape")
         window, flat = window_on(
             self.encoder, picture.shape, window=self.window, largest=largest, slice_axis=self.slice_axis
@@ -162,15 +162,16 @@ class Pooler:
             crops = torch.stack([crop_of(picture, start, window, flat) for start in some]).to(self.device)
             context = {name: value.to(self.device) for name, value in context_of(self.encoder, picture, some).items()}
             with judged(self.encoder):
-                pooled = self.encoder.pooled(crops, **context).double().cpu().numpy()
+                vectors = self.encoder.pooled(crops, **context) if pooled else torch.zeros(len(some), 1)
                 levels = self.encoder(crops, **context) if maps else [torch.zeros(len(some), 1)]
+            vectors = vectors.double().cpu()
             # Where all maps have one size, as a ViT's, the deepest is the first.
             last = levels[0] if levels[0].shape[2:] == levels[-1].shape[2:] else levels[-1]
             fine, coarse = (m if flat is None or not maps else m.unsqueeze(2 + flat) for m in (levels[0], last))
             fine, coarse = fine.float().cpu(), coarse.float().cpu()
             for i, start in enumerate(some):
                 weights = tuple(share[axis][begin] for axis, begin in enumerate(start))
-                yield _Window(start, fine[i], coarse[i], pooled[i], weights)
+                yield _Window(start, fine[i], coarse[i], vectors[i].numpy(), weights)
 
 
 def _mean(found: Sequence[tuple[float, Table]]) -> Table:
