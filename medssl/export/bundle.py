@@ -27,6 +27,8 @@ from ..nets.segmenter import Segmenter
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
+_PACKAGES = {"nibabel": "5.3.0", "pytorch-ignite": "0.5.2", "fire": "0.7.0"}
+
 LICENCE = """\
 The configuration files of this bundle were written by medssl and may be used under the Apache License, Version 2.0,
 http://www.apache.org/licenses/LICENSE-2.0.
@@ -193,7 +195,7 @@ def metadata(segmenter: Segmenter) -> dict[str, Any]:
         "monai_version": _version("monai"),
         "pytorch_version": _version("torch"),
         "numpy_version": _version("numpy"),
-        "required_packages_version": {name: _version(name) for name in ("nibabel", "pytorch-ignite", "fire")},
+        "required_packages_version": {name: _version(name) for name in (*_PACKAGES, *segmenter.packages)},
         "name": "medssl segmenter",
         "task": f"Segmentation of {organs}",
         "description": f"{segmenter.spec['encoder']['name']}, pretrained without labels or from scratch, fine-tuned by "
@@ -224,22 +226,22 @@ def metadata(segmenter: Segmenter) -> dict[str, Any]:
 
 def _version(package: str) -> str:
     """Return the installed version, or the oldest the bundle is known to run with."""
-    known = {"nibabel": "5.3.0", "pytorch-ignite": "0.5.2", "fire": "0.7.0"}
     try:
         return importlib.metadata.version(package).split("+")[0]
     except importlib.metadata.PackageNotFoundError:
-        return known[package]
+        return _PACKAGES[package]
 
 
 def readme(segmenter: Segmenter, card: str) -> str:
     """Return the bundle's README: how to run it, what comes out, and the network's own model card."""
     classes = "\n".join(f"- {k}: {name}" for k, name in enumerate(segmenter.labels))
     ending = ".png" if _sees_pictures(segmenter) else ".nii.gz"
+    packages = " ".join((*_PACKAGES, *segmenter.packages))
     return f"""# Segmentation bundle
 
-It needs MONAI and three small packages, and nothing of medssl:
+It needs MONAI and a few small packages, and nothing of medssl:
 
-    pip install "monai>={_version("monai")}" torch nibabel pytorch-ignite fire
+    pip install "monai>={_version("monai")}" torch {packages}
 
 Run it in the bundle's folder; IMAGES holds {" or ".join(_endings(segmenter))} files:
 

@@ -11,14 +11,15 @@ from typing import Any, Literal
 
 from ..config import Section
 from ..errors import RecipeError
-from .config import DynUNetConfig, SegResNetConfig, SwinConfig, ViTConfig
+from .config import DynUNetConfig, SegResNetConfig, SwinConfig, TimmConfig, ViTConfig
 from .dynunet import axis_strides, dynunet_arguments
 from .segresnet import segresnet_arguments
 from .swin import PATCH, STAGES, swin_arguments, swin_window
+from .timm_encoder import timm_multiple
 from .vit import vit_arguments
 
 Decoder = Literal["unetr", "light"]
-"""`unetr`: the family's own decoder, with skips from the image; `light`: few weights, on the features alone."""
+"""`unetr`: the family's own, with skips from the image; `light`: few weights, on the features alone, all timm has."""
 
 SCRIPT = "scripts.network"
 """Where a bundle keeps the classes of `nets/decoders.py`, as Python imports them there."""
@@ -68,6 +69,10 @@ def blueprint(config: Section, *, channels: int, shape: tuple[int, ...], classes
         return Blueprint((("SegResNet", arguments),), "", ("conv_final.2.",), multiple)
     if isinstance(config, SwinConfig):
         return _swin(config, channels, shape, classes, decoder)
+    if isinstance(config, TimmConfig):
+        multiple = (timm_multiple(config.model),) * len(shape)
+        light = {"model": config.model, "in_channels": channels, "out_channels": classes, "width": _LIGHT_WIDTH}
+        return Blueprint(((f"{SCRIPT}.LightTimm", light),), "encoder", (), multiple)
     assert isinstance(config, ViTConfig)
     return _vit(config, channels, shape, classes, decoder)
 

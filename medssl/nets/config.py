@@ -133,14 +133,27 @@ class SwinConfig(_EncoderSection):
         return self
 
 
-EncoderConfig = Annotated[DynUNetConfig | SegResNetConfig | ViTConfig | SwinConfig, Field(discriminator="name")]
+class TimmConfig(_EncoderSection):
+    """A 2D network of timm by its name; weights come from a local file (timm's own, named as there)."""
+
+    name: Literal["timm"] = "timm"
+    model: str = "convnext_tiny"
+    """timm's name of the network, such as `convnext_tiny`, `resnet50`, `vit_small_patch16_224`."""
+
+
+EncoderConfig = Annotated[
+    DynUNetConfig | SegResNetConfig | ViTConfig | SwinConfig | TimmConfig, Field(discriminator="name")
+]
 """The recipe's section `encoder`, told apart by its `name`."""
 
-CONFIGS: dict[str, type[DynUNetConfig] | type[SegResNetConfig] | type[ViTConfig] | type[SwinConfig]] = {
+CONFIGS: dict[
+    str, type[DynUNetConfig] | type[SegResNetConfig] | type[ViTConfig] | type[SwinConfig] | type[TimmConfig]
+] = {
     "dynunet": DynUNetConfig,
     "segresnet": SegResNetConfig,
     "vit": ViTConfig,
     "swin": SwinConfig,
+    "timm": TimmConfig,
 }
 
 

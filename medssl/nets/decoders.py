@@ -1,10 +1,10 @@
 """Task networks that MONAI has no single class for: an encoder's network and a decoder of MONAI's blocks.
 
-This file needs torch and MONAI alone: an exported bundle carries a copy of it.
+This file needs torch and MONAI alone, and timm for its networks: an exported bundle carries a copy of it.
 
 - `PatchUNETR`: UNETR (Hatamizadeh et al. 2022, arXiv:2103.10504) for a ViT of any patch and depth; with patches of 16
   and 12 blocks it is MONAI's UNETR.
-- `LightViT`, `LightSwin`: few weights beside the encoder's, and no skip from the image, so that what is
+- `LightViT`, `LightSwin`, `LightTimm`: few weights beside the encoder's, and no skip from the image, so that what is
   found was in the features.
 
 Shapes: B batch, C channels, D H W voxels, F features, K classes.
@@ -13,6 +13,7 @@ Shapes: B batch, C channels, D H W voxels, F features, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -206,3 +207,80 @@ class LightSwin(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K, ...) of an image (B, C, ...)."""
         return self.decoder(self.swinViT(x))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A feature map of a timm network."""
+
+    index: int
+    """Its number among timm's intermediates."""
+    channels: int
+    """F."""
+    stride: int
+    """Pixels between neighbours, along both axes."""
+
+
+def timm_network(model: str, in_channels: int) -> nn.Module:
+    """Return a timm network with fresh weights and no classifier, for pictures of any size where it can be so.
+
+    What comes after its maps, such as the norm before a classifier, has its name in files but learns nothing.
+    """
+    net = _timm(model, in_channels)
+    with torch.device("meta"):
+        maps_alone: Any = _timm(model, in_channels)
+    maps_alone.prune_intermediate_layers(None, prune_norm=False, prune_head=True)
+    reached = {name for name, _ in maps_alone.named_parameters()}
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name in reached)
+    return net
+
+
+def _timm(model: str, in_channels: int) -> nn.Module:
+    import timm
+
+    arguments: dict[str, Any] = {"pretrained": False, "in_chans": in_channels, "num_classes": 0}
+    try:
+        # A ViT interpolates its table of positions then, which keeps the shape it has in timm's files.
+        return timm.create_model(model, **arguments, dynamic_img_size=True)  # type: ignore[no-any-return]
+    except TypeError:
+        return timm.create_model(model, **arguments)  # type: ignore[no-any-return]
+
+
+def timm_levels(net: nn.Module) -> list[Level]:
+    """Return a timm network's maps: every stage's, finest first; of a ViT those at four depths, the deepest first."""
+    info: Any = net.feature_info
+    levels = [Level(n, int(one["num_chs"]), int(one["reduction"])) for n, one in enumerate(info)]
+    if len({level.stride for level in levels}) > 1:
+        return levels
+    depth = len(levels)
+    return [levels[n] for n in sorted({depth // 4, depth // 2, 3 * depth // 4, depth - 1}, reverse=True)]
+
+
+def timm_maps(net: Any, x: Tensor, levels: Sequence[Level]) -> list[Tensor]:
+    """Return a timm network's maps of these levels, in their order, (B, F, ...) each; a ViT's after its last norm."""
+    order = sorted(level.index for level in levels)
+    maps = dict(zip(order, net.forward_intermediates(x, indices=order, norm=True, intermediates_only=True)))
+    return [maps[level.index] for level in levels]
+
+
+class LightTimm(nn.Module):
+    """A timm network under a light decoder.
+
+    Args:
+        model: timm's name of it.
+        in_channels: C.
+        out_channels: K.
+        width: features of the decoder.
+    """
+
+    def __init__(self, model: str, in_channels: int, out_channels: int, width: int = 64) -> None:
+        super().__init__()
+        self.encoder = timm_network(model, in_channels)
+        self.levels = timm_levels(self.encoder)
+        channels, strides = [n.channels for n in self.levels], [[n.stride, n.stride] for n in self.levels]
+        self.decoder = LightDecoder(2, channels, strides, out_channels, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, K, H, W) of an image (B, C, H, W)."""
+        return self.decoder(timm_maps(self.encoder, x, self.levels))  # type: ignore[no-any-return]

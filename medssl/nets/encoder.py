@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +19,17 @@ from torch import Tensor, nn
 from .. import files
 from ..config import Section
 from ..errors import DataError, RecipeError, WeightsError
-from .config import CONFIGS, DynUNetConfig, EncoderConfig, SegResNetConfig, SwinConfig, ViTConfig, architecture
-from .weights import Receipt, load_weights, write_safetensors
+from .config import (
+    CONFIGS,
+    DynUNetConfig,
+    EncoderConfig,
+    SegResNetConfig,
+    SwinConfig,
+    TimmConfig,
+    ViTConfig,
+    architecture,
+)
+from .weights import Receipt, load_weights, read_weights, write_safetensors
 
 __all__ = [
     "DynUNetConfig",
@@ -27,6 +37,7 @@ __all__ = [
     "EncoderConfig",
     "SegResNetConfig",
     "SwinConfig",
+    "TimmConfig",
     "ViTConfig",
     "build_encoder",
     "encoder_from_spec",
@@ -43,6 +54,7 @@ _MODULES = {
     "segresnet": ("segresnet", "SegResNetEncoder"),
     "vit": ("vit", "ViT"),
     "swin": ("swin", "SwinEncoder"),
+    "timm": ("timm_encoder", "TimmEncoder"),
 }
 
 
@@ -63,7 +75,7 @@ class Encoder(nn.Module):
     head: ClassVar[tuple[str, ...]] = ()
     """Names in `net`, as prefixes, of the output block, which a task network replaces by its own."""
 
-    finest_trains_all: ClassVar[bool] = True
+    finest_trains_all: bool = True
     """Whether the finest map gives every trained parameter a gradient; if not, the coarsest does, and a method that
     learns from the finest map alone would leave most of the encoder as it was."""
 
@@ -119,6 +131,15 @@ class Encoder(nn.Module):
         """Return one vector an image, (B, F): the mean over the coarsest map."""
         return self(x, **context)[-1].flatten(2).mean(2)  # type: ignore[no-any-return]
 
+    def adapted(self, weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Return foreign weights as this encoder can take them; the names, prefix included, stay.
+
+        Args:
+            weights: by name, as read from a file.
+            prefix: what its names begin with before the network's own.
+        """
+        return dict(weights)
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless images of this shape fit the strides."""
         if len(shape) != len(self.multiple) or any(n % m for n, m in zip(shape, self.multiple)):
@@ -143,10 +164,12 @@ def build_encoder(
     encoder = _build(config, channels, tuple(shape), spacing_mm)
     weights: Path | None = getattr(config, "weights", None)
     if weights is not None:
+        path, prefix = _weights_file(weights), str(getattr(config, "weights_prefix", ""))
         encoder.receipt = load_weights(
             encoder.net,
-            _weights_file(weights),
-            prefix_to_strip=getattr(config, "weights_prefix", ""),
+            encoder.adapted(read_weights(path), prefix),
+            where=str(path),
+            prefix_to_strip=prefix,
             allow_partial=getattr(config, "allow_partial", False),
             derived=encoder.derived,
         )

@@ -22,7 +22,7 @@ from ..config import Section
 from ..errors import RecipeError, UsageError, WeightsError
 from . import decoders
 from .blueprint import SCRIPT, Decoder, blueprint
-from .config import CONFIGS, DynUNetConfig, ViTConfig, architecture
+from .config import CONFIGS, DynUNetConfig, TimmConfig, ViTConfig, architecture
 from .dynunet import decoder_maps
 from .encoder import Encoder
 from .vit import ViT
@@ -83,6 +83,11 @@ class Segmenter(nn.Module):
         if not any(target.startswith(SCRIPT) for target, _ in self._blueprint.parts):
             return None
         return Path(decoders.__file__).read_text(encoding="utf-8")
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages its network needs beside torch and MONAI."""
+        return ("timm",) if isinstance(self._config, TimmConfig) else ()
 
     def forward(self, x: Tensor) -> Any:
         """Return logits (B, K, ...) of the shape of the image x, (B, C, ...).

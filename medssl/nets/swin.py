@@ -11,7 +11,7 @@ Shapes: B batch, C channels, D H W voxels, F features.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor
@@ -51,7 +51,7 @@ def swin_arguments(config: SwinConfig, *, channels: int, axes: int) -> dict[str,
 class SwinEncoder(Encoder):
     """Five maps of a Swin transformer, each normalised over its channels: the patches, then what each stage makes."""
 
-    finest_trains_all: ClassVar[bool] = False
+    finest_trains_all = False
 
     def __init__(
         self, config: SwinConfig, *, channels: int, shape: tuple[int, ...], spacing_mm: tuple[float, ...] | None

@@ -53,6 +53,7 @@ def load_weights(
     allow_partial: bool = False,
     ignore: Sequence[str] = (),
     derived: Sequence[str] = (),
+    where: str = "",
 ) -> Receipt:
     """Load weights by name into a module, which stays as it was when they do not fill it.
 
@@ -63,11 +64,12 @@ def load_weights(
         allow_partial: accept that names are missing or of another shape.
         ignore: prefixes of names, in the network and in the file, that may stay without a partner (output blocks).
         derived: names that the network computes itself; their values are left alone.
+        where: what messages call the source; its path unless given.
 
     Raises:
         WeightsError: something of the network found no weights and `allow_partial` is not set, or nothing matched.
     """
-    where = str(source) if isinstance(source, (str, Path)) else "the given tensors"
+    where = where or (str(source) if isinstance(source, (str, Path)) else "the given tensors")
     given = read_weights(source) if isinstance(source, (str, Path)) else dict(source)
     names = {n[len(prefix_to_strip) :] if n.startswith(prefix_to_strip) else f"!{n}": t for n, t in given.items()}
     own = module.state_dict(keep_vars=True)

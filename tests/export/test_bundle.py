@@ -27,6 +27,7 @@ from medssl.ingest import build_index
 from medssl.nets.encoder import (
     DynUNetConfig,
     SwinConfig,
+    TimmConfig,
     ViTConfig,
     build_encoder,
     load_encoder,
@@ -173,6 +174,7 @@ def test_every_network_that_bundles_carry_computes_the_same_where_medssl_is_not(
         "any-patch": (ViTConfig(patch=(4, 8), width=24, depth=2, heads=2, mlp=24), (16, 24), "unetr"),
         "light-vit": (ViTConfig(patch=4, width=24, depth=3, heads=2, mlp=24), (8, 8, 12), "light"),
         "light-swin": (SwinConfig(width=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 2), window=4), (32, 64), "light"),
+        "light-timm": (TimmConfig(model="test_convnext"), (32, 64), "unetr"),
     }
     for name, (config, shape, decoder) in cases.items():
         segmenter = segmenter_for(build_encoder(config, channels=1, shape=shape), 3, decoder=decoder).eval()
@@ -197,6 +199,11 @@ def test_every_network_that_bundles_carry_computes_the_same_where_medssl_is_not(
     assert len(scripts) == 1, "one process can only import one of them"
     without_medssl(["-c", code, *(str(tmp_path / name) for name in cases)], tmp_path / "any-patch", tmp_path / "out")
     assert "scripts" not in sys.modules
+    wanted = {name: (tmp_path / name / "configs" / "metadata.json").read_text() for name in cases}
+    assert [name for name, text in wanted.items() if "timm" in json.loads(text)["required_packages_version"]] == [
+        "light-timm"
+    ]
+    assert "pytorch-ignite fire timm" in (tmp_path / "light-timm" / "docs" / "README.md").read_text()
 
 
 def test_a_bundle_of_monais_own_classes_carries_no_code(case: Case) -> None:

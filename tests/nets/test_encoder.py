@@ -8,9 +8,11 @@ from typing import Any
 
 import monai.networks.nets
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from medssl.errors import DataError, RecipeError, WeightsError
 from medssl.nets.dynunet import dynunet_arguments
@@ -19,6 +21,7 @@ from medssl.nets.encoder import (
     Encoder,
     SegResNetConfig,
     SwinConfig,
+    TimmConfig,
     ViTConfig,
     build_encoder,
     encoder_from_spec,
@@ -48,6 +51,10 @@ SMALL: dict[str, tuple[Any, tuple[int, ...], tuple[float, ...] | None]] = {
         (64, 32),
         None,
     ),
+    # timm's own smallest networks, made for tests.
+    "timm-resnet-2d": (TimmConfig(model="test_resnet"), (64, 96), None),
+    "timm-convnext-2d": (TimmConfig(model="test_convnext"), (64, 32), None),
+    "timm-vit-2d": (TimmConfig(model="test_vit"), (32, 48), None),
 }
 every_encoder = pytest.mark.parametrize("kind", list(SMALL))
 
@@ -95,7 +102,7 @@ def test_every_trained_parameter_gets_a_gradient_from_the_finest_map_or_the_enco
 @every_encoder
 def test_pooled_is_the_mean_of_the_deepest_map(kind: str) -> None:
     encoder, x = build(kind).eval(), image(kind)
-    deepest = encoder(x)[0 if kind.startswith("vit") else -1]
+    deepest = encoder(x)[0 if "vit" in kind else -1]
     torch.testing.assert_close(encoder.pooled(x), deepest.flatten(2).mean(2))
 
 
@@ -126,13 +133,17 @@ def test_saved_and_loaded_it_computes_the_same_and_saves_the_same_bytes(kind: st
 
 
 @every_encoder
-def test_the_file_loads_strictly_into_monais_class_which_computes_the_same(kind: str, tmp_path: Path) -> None:
+def test_the_file_loads_strictly_into_monais_or_timms_class_which_computes_the_same(kind: str, tmp_path: Path) -> None:
     encoder, x = build(kind).eval(), image(kind)
     config, shape, _ = SMALL[kind]
     weights = read_weights(save_network(tmp_path, encoder, preparation={}, card="") / "model.safetensors")
     if kind.startswith("dynunet"):
         arguments = dynunet_arguments(config, channels=2, axes=len(shape), out_channels=config.features)
         net: Any = monai.networks.nets.DynUNet(**arguments)
+    elif kind.startswith("timm"):
+        # The table of positions has the size of timm's own file, for 160 pixels.
+        size = {"dynamic_img_size": True} if "vit" in kind else {}
+        net = timm.create_model(config.model, in_chans=2, num_classes=0, **size)
     elif kind.startswith("swin"):
         net = monai.networks.nets.swin_unetr.SwinTransformer(**swin_arguments(config, channels=2, axes=len(shape)))
     elif kind.startswith("segresnet"):
@@ -141,11 +152,14 @@ def test_the_file_loads_strictly_into_monais_class_which_computes_the_same(kind:
     else:
         net = monai.networks.nets.ViT(**vit_arguments(config, channels=2, shape=shape))
     net.load_state_dict(weights, strict=True)
-    theirs = net.eval()(x)
+    theirs = net.eval().forward_features(x) if kind.startswith("timm") else net.eval()(x)
     if kind.startswith("vit"):
         tokens, hidden = theirs
         torch.testing.assert_close(encoder.tokens(x), tokens, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(encoder(x)[-1].flatten(2), hidden[encoder.taps[0]].mT, rtol=1e-5, atol=1e-5)
+    elif kind.startswith("timm"):
+        deepest = encoder(x)[0].flatten(2).mT if "vit" in kind else encoder(x)[-1]
+        torch.testing.assert_close(deepest, theirs[:, net.num_prefix_tokens :] if "vit" in kind else theirs)
     elif kind.startswith("swin"):
         for ours, map_ in zip(encoder(x), theirs, strict=True):
             torch.testing.assert_close(ours, map_, rtol=1e-5, atol=1e-5)
@@ -225,6 +239,56 @@ def test_a_swins_file_loads_strictly_into_monais_swinunetr(convolutions: bool, t
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["test_resnet", "test_convnext", "test_vit"])
+def test_weights_of_colour_pictures_see_a_grey_one_as_three_equal_channels(model: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    colour = timm.create_model(model, num_classes=5)  # with a classifier, as timm's files have it
+    save_file(colour.state_dict(), tmp_path / "timm.safetensors")
+    config = TimmConfig(model=model, weights=tmp_path / "timm.safetensors")
+    grey = build_encoder(config, channels=1, shape=(160, 160)).eval()
+    assert grey.receipt is not None
+    assert not grey.receipt.missing
+    assert all(name.startswith(("fc.", "head.")) for name in grey.receipt.unexpected)
+    x = torch.randn(1, 1, 160, 160)
+    theirs = colour.eval().forward_intermediates(x.expand(-1, 3, -1, -1), norm=True, intermediates_only=True)
+    torch.testing.assert_close(grey(x)[0 if model == "test_vit" else -1], theirs[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_timm_vit_takes_weights_of_another_picture_size_under_a_prefix(tmp_path: Path) -> None:
+    given = timm.create_model("test_vit", img_size=96, in_chans=1, num_classes=0).state_dict()
+    save_file({f"module.{name}": tensor for name, tensor in given.items()}, tmp_path / "w.safetensors")
+    config = TimmConfig(model="test_vit", weights=tmp_path / "w.safetensors", weights_prefix="module.")
+    encoder = build_encoder(config, channels=1, shape=(32, 32))
+    assert encoder.receipt is not None
+    assert not encoder.receipt.missing
+    assert torch.equal(encoder.net.get_parameter("blocks.0.attn.qkv.weight"), given["blocks.0.attn.qkv.weight"])
+    assert encoder.net.get_parameter("pos_embed").std() > 0
+
+
+def test_weights_of_another_timm_network_are_refused_with_the_files_name(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "resnet.safetensors")
+    with pytest.raises(WeightsError, match=r"resnet\.safetensors"):
+        build_encoder(
+            TimmConfig(model="test_convnext", weights=tmp_path / "resnet.safetensors"), channels=1, shape=(32, 32)
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "says"),
+    [
+        ("resnet_50", (32, 32), "did you mean"),
+        ("hf-hub:timm/resnet50.a1_in1k", (32, 32), "timm has no network"),
+        ("test_resnet", (32, 32, 32), "2D images"),
+        ("mixer_s32_224", (64, 64), "does not take pictures"),
+        ("test_resnet", (48, 32), "multiples"),
+    ],
+    ids=["misspelt", "from the network", "volume", "fixed size", "odd crop"],
+)
+def test_a_timm_network_that_cannot_be_is_named(model: str, shape: tuple[int, ...], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        build_encoder(TimmConfig(model=model), channels=1, shape=shape)
+
+
 @pytest.mark.parametrize("knobs", [{"width": 16}, {"heads": (5, 6, 12, 24)}], ids=["width", "heads"])
 def test_a_swin_that_monai_cannot_build_is_refused_by_its_section(knobs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="multiple"):
@@ -259,7 +323,7 @@ def test_weights_of_another_width_are_refused_with_their_names(tmp_path: Path) -
 def test_a_network_without_one_weight_loads_only_when_that_is_asked_for(tmp_path: Path) -> None:
     encoder = build("segresnet-3d")
     folder = save_network(tmp_path / "encoder", encoder, preparation={}, card="")
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     weights = load_file(folder / "model.safetensors")
     del weights["convInit.conv.weight"]

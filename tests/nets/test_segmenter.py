@@ -22,6 +22,7 @@ from medssl.nets.encoder import (
     DynUNetConfig,
     SegResNetConfig,
     SwinConfig,
+    TimmConfig,
     ViTConfig,
     build_encoder,
     load_network,
@@ -46,6 +47,9 @@ SMALL: dict[str, tuple[Any, tuple[int, ...]]] = {
     "swin": (TINY_SWIN, (32, 64, 32)),
     "swin-2d": (TINY_SWIN.model_copy(update={"convolutions": True}), (64, 64)),
     "swin-light": (TINY_SWIN, (32, 32, 32)),
+    "timm-resnet": (TimmConfig(model="test_resnet"), (32, 64)),
+    "timm-convnext": (TimmConfig(model="test_convnext"), (32, 64)),
+    "timm-vit": (TimmConfig(model="test_vit"), (32, 48)),
 }
 every_network = pytest.mark.parametrize("kind", list(SMALL))
 
@@ -131,23 +135,27 @@ def test_saved_and_loaded_it_computes_the_same(kind: str, tmp_path: Path) -> Non
 def test_it_consists_of_monais_and_torchs_classes_and_of_those_the_bundle_carries(kind: str) -> None:
     _, segmenter = pair(kind)
     homes = {type(module).__module__ for module in segmenter.net.modules()}
-    ours = {home for home in homes if home.split(".")[0] not in ("monai", "torch", "einops")}
+    ours = {home for home in homes if home.split(".")[0] not in ("monai", "torch", "einops", "timm")}
     assert ours == ({"medssl.nets.decoders"} if segmenter.script is not None else set())
     assert (segmenter.script is None) is (
         kind.startswith(("dynunet", "segresnet")) or kind in ("unetr", "swin", "swin-2d")
     )
 
 
-def test_the_file_that_bundles_carry_imports_torch_and_monai_alone() -> None:
+@pytest.mark.parametrize(("everywhere", "packages"), [(False, {"torch", "monai"}), (True, {"torch", "monai", "timm"})])
+def test_the_file_that_bundles_carry_imports_torch_and_monai_and_timm_where_it_is_used(
+    everywhere: bool, packages: set[str]
+) -> None:
     script = pair("vit-light")[1].script
     assert script is not None
+    tree = ast.parse(script)
     names = {
         name.split(".")[0]
-        for node in ast.walk(ast.parse(script))
+        for node in (ast.walk(tree) if everywhere else tree.body)
         for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [])
         + ([node.module or "."] if isinstance(node, ast.ImportFrom) else [])
     }
-    assert names - set(sys.stdlib_module_names) == {"torch", "monai"}
+    assert names - set(sys.stdlib_module_names) == packages
 
 
 @pytest.mark.parametrize("size", [(16, 24, 16), (21, 30, 17), (9, 40, 16)], ids=["window", "odd", "smaller than it"])
