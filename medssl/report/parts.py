@@ -52,12 +52,23 @@ class Gap:
     """`better`, `worse` or `undecided`, as the measurement says."""
     doubt: str
     """Why it is undecided."""
+    p: float | None = None
+    """Corrected for the comparisons of its table; None where results of an older version have none."""
+    smallest: float | None = None
+    """The smallest difference it could have seen."""
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Gap:
         """Read what `Interval.to_dict` wrote."""
-        numbers = (float(value[key]) for key in ("mean", "low", "high", "confidence"))
-        return cls(*numbers, str(value["verdict"]), str(value["doubt"]))
+        mean, low, high, confidence = (float(value[key]) for key in ("mean", "low", "high", "confidence"))
+        p, smallest = value.get("p_corrected"), value.get("smallest")
+        return cls(mean, low, high, confidence, str(value["verdict"]), str(value["doubt"]), p, smallest)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Cells of a table: difference, interval, p, smallest difference, verdict."""
+        interval = f"{self.low:+.3f} to {self.high:+.3f}"
+        return (f"{self.mean:+.3f}", interval, chance(self.p), number(self.smallest), self.verdict)
 
     @property
     def interval(self) -> str:
@@ -71,6 +82,11 @@ class Gap:
 def number(value: Any, form: str = ".3f") -> str:
     """Write a number, or a dash where there is none."""
     return "–" if value is None or not math.isfinite(float(value)) else format(float(value), form)
+
+
+def chance(p: Any) -> str:
+    """Write a p-value."""
+    return "below 0.001" if p is not None and float(p) < 0.001 else number(p)
 
 
 def count(n: int, noun: str) -> str:

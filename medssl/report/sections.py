@@ -215,7 +215,7 @@ def finetuning_part(compare: Mapping[str, Any] | None, data: DataSummary | None,
         )
     if compare is None:
         return Part("finetuning", "Fine-tuning", (_OVERLAY,), groups=groups)
-    sentences = [_setting(compare), *_apart(compare, data)]
+    sentences = [_setting(compare), *_apart(compare, data), *_how_decided(compare)]
     if groups:
         sentences.append(_OVERLAY)
     plot = points_and_means(
@@ -245,10 +245,31 @@ def _setting(compare: Mapping[str, Any]) -> str:
     rate = (
         f", each arm with the best of the learning rates {', '.join(searched)} on validation images" if searched else ""
     )
+    longer = compare.get("control")
+    but = f" {longer['arm']} is a control, trained for {longer['steps']} steps." if longer else ""
     return (
         f"The same network, labelled images, order of samples, augmentation and {compare['steps']} steps for every arm "
-        f"of a seed{rate}; only the weights it begins with differ."
+        f"of a seed{rate}; only the weights it begins with differ.{but}"
     )
+
+
+def _how_decided(compare: Mapping[str, Any]) -> list[str]:
+    """Tell what the columns of the tables mean, where the result has them."""
+    pairs = compare.get("pairs") or ()
+    if not pairs:
+        return []
+    n, counts = len(pairs), len(compare["counts"])
+    family = (
+        f"p is corrected by Holm's method: among the {count(n, 'difference')} over all numbers of labelled images, and "
+        f"among the {n * counts} at each of them"
+        if n * counts > 1
+        else "p is that of a single comparison"
+    )
+    return [
+        f"Intervals and p come from a bootstrap over seeds and patients; {family}. “Could see” is the smallest "
+        "difference that such a test finds with chance .8, by the spread measured here. Undecided is what is smaller, "
+        "what is not significant, and what has 0 inside its interval."
+    ]
 
 
 def _apart(compare: Mapping[str, Any], data: DataSummary | None) -> list[str]:
@@ -270,17 +291,21 @@ def _by_seed(compare: Mapping[str, Any], arm: str, n: int) -> list[float]:
     return [float(v) for v in mean_of(np.array(compare["patient_dice"][arm][str(n)], dtype=float), 1)]
 
 
+def _gap_head(gaps: Any) -> tuple[str, ...]:
+    return (*_interval_head(gaps), "p", "could see", "verdict")
+
+
 def _compare_tables(compare: Mapping[str, Any]) -> tuple[Table, ...]:
     lines = []
     for n in compare["counts"]:
         for arm in compare["arms"]:
             value = compare["differences"].get(arm, {}).get(str(n))
-            gap = Gap.of(value) if value else None
             distance = number(compare["hausdorff95_mm"][arm][str(n)], ".2f")
-            tail = (f"{gap.mean:+.3f}", f"{gap.low:+.3f} to {gap.high:+.3f}", gap.verdict) if gap else ("–", "–", "–")
-            lines.append((str(n), arm, number(compare["dice"][arm][str(n)]), distance, *tail))
+            tail = Gap.of(value).row if value else ("–",) * 5
+            name = f"{n} (all)" if n == compare.get("all_images") else str(n)
+            lines.append((name, arm, number(compare["dice"][arm][str(n)]), distance, *tail))
     gaps = [Gap.of(v) for by in compare["differences"].values() for v in by.values()]
-    head = ("labelled images", "arm", "Dice", "HD95 in mm", "Dice minus scratch", *_interval_head(gaps), "verdict")
+    head = ("labelled images", "arm", "Dice", "HD95 in mm", "Dice minus scratch", *_gap_head(gaps))
     patients = count(len(compare["patients"]), f"{compare['split']} patient")
     caption = (
         f"Dice and 95% Hausdorff distance (HD95) on {patients}, means over {count(int(compare['seeds']), 'seed')}; "
@@ -288,20 +313,55 @@ def _compare_tables(compare: Mapping[str, Any]) -> tuple[Table, ...]:
     )
     tables = [Table(caption, head, tuple(lines), names=2)]
     if compare["overall"]:
-        rows = []
-        for arm, value in compare["overall"].items():
-            total = Gap.of(value)
-            ups = (str(value.get("cells_up", "–")), str(value.get("patients_up", "–")))
-            rows.append((arm, f"{total.mean:+.3f}", f"{total.low:+.3f} to {total.high:+.3f}", total.verdict, *ups))
-        interval = _interval_head([Gap.of(v) for v in compare["overall"].values()])
-        tables.append(
-            Table(
-                "All numbers of labelled images together",
-                ("arm", "Dice minus scratch", *interval, "verdict", "cells above scratch", "patients above scratch"),
-                tuple(rows),
-            )
-        )
-    return tuple(tables)
+        tables.append(_overall_table(compare))
+    others = _pairs_table(compare)
+    savings = _savings_table(compare)
+    return (*tables, *(table for table in (others, savings) if table is not None))
+
+
+def _overall_table(compare: Mapping[str, Any]) -> Table:
+    rows = []
+    for arm, value in compare["overall"].items():
+        ups = (str(value.get("cells_up", "–")), str(value.get("patients_up", "–")))
+        rows.append((arm, *Gap.of(value).row, *ups))
+    head = _gap_head([Gap.of(v) for v in compare["overall"].values()])
+    return Table(
+        "All numbers of labelled images together",
+        ("arm", "Dice minus scratch", *head, "cells above scratch", "patients above scratch"),
+        tuple(rows),
+    )
+
+
+def _pairs_table(compare: Mapping[str, Any]) -> Table | None:
+    """Differences over all counts that the table above does not have: encoders from each other, and the control."""
+    pairs = [
+        pair
+        for pair in compare.get("pairs") or ()
+        if pair["second"] != "scratch" or pair["first"] not in compare["overall"]
+    ]
+    if not pairs:
+        return None
+    gaps = [Gap.of(pair["overall"]) for pair in pairs]
+    rows = tuple((pair["first"], pair["second"], *gap.row) for pair, gap in zip(pairs, gaps))
+    return Table(
+        "Arms against each other, over all numbers of labelled images",
+        ("arm", "minus arm", "Dice", *_gap_head(gaps)),
+        rows,
+        names=2,
+    )
+
+
+def _savings_table(compare: Mapping[str, Any]) -> Table | None:
+    rows = []
+    for arm, by in (compare.get("savings") or {}).items():
+        for n, saving in by.items():
+            factor = saving["factor"]
+            words = "beyond the counts" if saving["beyond"] else "below the counts"
+            rows.append((arm, str(n), str(saving["words"]), words if factor is None else f"{factor:.1f}"))
+    if not rows:
+        return None
+    head = ("arm", "with labelled images", "comes as far as scratch with", "label-saving factor")
+    return Table("Labels saved, with the interval in brackets", head, tuple(rows), names=2)
 
 
 def _cells(compare: Mapping[str, Any]) -> Table:

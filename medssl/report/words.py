@@ -10,7 +10,7 @@ from typing import Any
 
 from ..methods.catalogue import METHODS
 from .data import DataSummary
-from .parts import Gap, count, listed, number
+from .parts import Gap, chance, count, listed, number
 from .sources import RunFiles
 
 
@@ -110,20 +110,46 @@ def _compared(compare: Mapping[str, Any]) -> list[str]:
     out = []
     for arm, value in compare["overall"].items():
         overall = Gap.of(value)
-        numbers = f"{overall.mean:+.3f} Dice over all counts, {overall.interval}"
+        numbers = f"{overall.mean:+.3f} Dice over all counts, {overall.interval}{_sure(overall)}"
         name = "the encoder" if arm == "encoder" else f"the encoder “{arm}”"
         if overall.verdict == "undecided":
             out.append(
-                f"{setting[0].upper()}{setting[1:]}, {name} against training from scratch is undecided: {numbers}."
+                f"{setting[0].upper()}{setting[1:]}, {name} against training from scratch is undecided, for "
+                f"{overall.doubt}: {numbers}."
             )
         else:
             out.append(f"{setting[0].upper()}{setting[1:]}, {name} is {overall.verdict} than scratch: {numbers}.")
+        out += _saved(compare, arm)
         out.append(_by_count({n: Gap.of(compare["differences"][arm][str(n)]) for n in counts}))
         if overall.verdict != "better":
             out.append("No gain over training from scratch is shown.")
     if int(compare["seeds"]) < 5:
-        out.append(f"With {_seeds(compare)} the intervals are narrower than they should be.")
+        out.append(f"With {_seeds(compare)} only large differences can be seen; more seeds see smaller ones.")
     return out
+
+
+def _sure(gap: Gap) -> str:
+    """Tell p and the smallest difference that could be seen, where they are known."""
+    if gap.p is None or gap.smallest is None:
+        return ""
+    p = chance(gap.p)
+    return (
+        f", p {p if p.startswith('below') else 'of ' + p}; the smallest difference it could see is {gap.smallest:.3f}"
+    )
+
+
+def _saved(compare: Mapping[str, Any], arm: str) -> list[str]:
+    """Tell the labels that are saved where they are fewest, and a sign is decided or not: the interval says it."""
+    savings = (compare.get("savings") or {}).get(arm) or {}
+    if not savings:
+        return []
+    saving = savings[min(savings, key=int)]
+    if saving["factor"] is not None:
+        factor = f"a label-saving factor of {saving['factor']:.1f}"
+    else:
+        factor = "beyond the counts" if saving["beyond"] else "below the counts"
+    images = count(int(saving["count"]), "labelled image")
+    return [f"With {images} it comes as far as scratch with {saving['words']}: {factor}."]
 
 
 def _by_count(gaps: Mapping[int, Gap]) -> str:

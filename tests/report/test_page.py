@@ -114,12 +114,42 @@ def test_the_fine_tuning_table_has_the_numbers_on_disk(page: Parsed, made: Made)
         if arm == "encoder":
             gap = known["differences"][arm][n]
             assert row["Dice minus scratch"] == f"{gap['mean']:+.3f}"
+            assert row["p"] == f"{gap['p_corrected']:.3f}"
+            assert row["could see"] == f"{gap['smallest']:.3f}"
             assert row["verdict"] == gap["verdict"]
+    for row in page.table("Labels saved"):
+        saving = known["savings"][row["arm"]][row["with labelled images"]]
+        assert row["comes as far as scratch with"] == saving["words"]
     cells = page.table("Every training")
     for row in cells:
         table = known["patient_dice"][row["arm"]][row["labelled images"]]
         assert row["Dice"] == f"{np.mean(table[int(row['seed'])]):.3f}"
     assert len(cells) == 8
+
+
+def test_encoders_against_each_other_and_the_control_have_a_table(made: Made, tmp_path: Path) -> None:
+    known = made.compare.to_dict()
+    gap = known["overall"]["encoder"]
+    pairs = [
+        {"first": a, "second": b, "by_count": {}, "overall": gap} for a, b in (("encoder", "two"), ("x2", "scratch"))
+    ]
+    more = {"pairs": [*known["pairs"], *pairs], "control": {"arm": "x2", "steps": 4}, "all_images": 2}
+    text = write_report(made.run, compare=known | more, out=tmp_path / "page.html").out.read_text()
+    page = Parsed.of(text)
+    rows = page.table("Arms against each other")
+    assert [(row["arm"], row["minus arm"]) for row in rows] == [("encoder", "two"), ("x2", "scratch")]
+    assert "x2 is a control, trained for 4 steps." in page.text
+    assert "2 (all)" in {row["labelled images"] for row in page.table("Dice and 95% Hausdorff distance")}
+
+
+def test_a_comparison_of_an_older_version_is_still_shown(made: Made, tmp_path: Path) -> None:
+    known = {k: v for k, v in made.compare.to_dict().items() if k not in ("pairs", "savings", "control", "all_images")}
+    for value in (known["overall"]["encoder"], *known["differences"]["encoder"].values()):
+        for key in ("p", "p_corrected", "smallest", "error", "freedom", "comparisons"):
+            del value[key]
+    page = Parsed.of(write_report(made.run, compare=known, out=tmp_path / "page.html").out.read_text())
+    assert {row["p"] for row in page.table("Dice and 95% Hausdorff distance")} == {"–"}
+    assert page.faults == []
 
 
 def test_the_split_table_counts_the_rows_of_the_store(page: Parsed, made: Made) -> None:

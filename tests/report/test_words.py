@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from medssl.metrics import Interval
+from medssl.metrics import Interval, Saving
 from medssl.report.sources import RunFiles
 from medssl.report.words import headline, verdict
 
@@ -55,8 +56,8 @@ def test_one_seed_decides_nothing_wherever_zero_lies() -> None:
 
 
 def test_few_seeds_are_told() -> None:
-    assert "narrower than they should be" in said(None, compared(0.01, 0.05, seeds=2))
-    assert "narrower" not in said(None, compared(0.01, 0.05, seeds=5))
+    assert "only large differences can be seen" in said(None, compared(0.01, 0.05, seeds=2))
+    assert "only large" not in said(None, compared(0.01, 0.05, seeds=5))
 
 
 def test_nothing_measured_claims_nothing() -> None:
@@ -81,3 +82,23 @@ def test_a_probe_that_beats_one_control_only_names_the_other() -> None:
     assert "better than random weights by 0.150" in text
     assert "worth more than the control no network." in text
     assert headline(probe, None).startswith("Frozen, it is not shown to be better than all its controls")
+
+
+def test_what_several_comparisons_make_doubtful_is_undecided_and_says_why() -> None:
+    alone = Interval(0.03, 0.01, 0.05, 0.95, 5, 8, 0.01, 20.0, p=0.02, p_corrected=0.02)
+    among = replace(alone, comparisons=6, p_corrected=0.12)
+    for value, word in ((alone, "better"), (among, "undecided")):
+        result = compared(0, 0) | {"overall": {"encoder": value.to_dict()}}
+        assert word in headline(None, result)
+    text = said(None, compared(0, 0) | {"overall": {"encoder": among.to_dict()}})
+    assert "p is 0.120 among 6 comparisons" in text
+    assert f"the smallest difference it could see is {among.smallest:.3f}" in text
+
+
+@pytest.mark.parametrize(
+    ("reached", "beyond", "words"), [(4.6, False, "a label-saving factor of 2.3"), (None, True, "beyond the counts")]
+)
+def test_the_labels_saved_are_told(reached: float | None, beyond: bool, words: str) -> None:
+    saving = Saving(2, reached, 3.1, None, 1, 8, beyond, False, True)
+    text = said(None, compared(0.01, 0.05) | {"savings": {"encoder": {"2": saving.to_dict()}}})
+    assert f"With 2 labelled images it comes as far as scratch with {saving}: {words}." in text
