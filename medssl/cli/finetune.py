@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -24,27 +24,44 @@ def _tasks() -> None:
 def segmentation(
     encoder: Annotated[str, Option(help="Folder of an encoder, or the run that holds it; none for scratch.")],
     data: Annotated[Path, Option(help="Store, index, or datalist (JSON), with label maps.")],
-    out: Annotated[Path, Option(help="Folder of the run.")],
+    out: Annotated[Path | None, Option(help="Folder of the run; not needed with --plan.", show_default=False)] = None,
     recipe: Annotated[str | None, Option(help="Recipe to follow; that of the encoder's run unless given.")] = None,
     set_: SetOption = None,
     allow_partial: Annotated[bool, Option("--allow-partial", help="Accept an encoder that lacks weights.")] = False,
+    plan: Annotated[
+        bool, Option("--plan", help="Show the crop, spacing and batch size that suit the data; train nothing.")
+    ] = False,
+    export: Annotated[Path | None, Option(metavar="DIR", help="New folder for a MONAI bundle of the network.")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint in the run.")] = False,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a segmenter on labelled images, and score it by Dice and 95% Hausdorff distance on other patients."""
-    from medssl.downstream import finetune
+    """Train a segmenter on labelled images, and score it on other patients, label by label.
+
+    How it is trained says the recipe's section `finetune`, as in --set finetune.train=lora.
+    """
+    from dataclasses import replace
+
+    from medssl.downstream import finetune, plan_segmentation
+    from medssl.errors import UsageError
+    from medssl.export import export_run
+    from medssl.files import check_new
 
     found = find_recipe(recipe, [encoder], set_ or ())
-    result = finetune(
-        encoder,
-        data,
-        out,
-        found.finetune if found is not None else None,
-        network=found.encoder if found is not None else None,
-        prepare=found.prepare if found is not None else None,
-        allow_partial=allow_partial,
-        resume=resume,
-        progress=bar(quiet),
-    )
+    config = found.finetune if found is not None else None
+    sections: dict[str, Any] = {
+        "network": found.encoder if found is not None else None,
+        "prepare": found.prepare if found is not None else None,
+        "allow_partial": allow_partial,
+    }
+    if plan:
+        show(plan_segmentation(encoder, data, config, **sections), as_json=as_json)
+        return
+    if out is None:
+        raise UsageError("--out is missing", fix="name a folder for the run")
+    if export is not None:
+        check_new(export)  # a bundle that cannot be written is told of before the training
+    result = finetune(encoder, data, out, config, **sections, resume=resume, progress=bar(quiet))
+    if export is not None:
+        result = replace(result, bundle=export_run(result.out, "monai-bundle", export).out)
     show(result, as_json=as_json)

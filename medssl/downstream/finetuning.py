@@ -26,6 +26,7 @@ from ..store import Store
 from ..train import TrainResult, train
 from .config import FinetuneConfig
 from .layers import merge_low_rank
+from .plan import by_plan, planned_preparation
 from .scoring import MEASURES, ImageScore, patient_dice, score_images, table_of
 from .segmentation import Segmentation
 from .start import Design, Start, as_encoder, build_segmenter, label_loader, labelled, open_data, settled, train_config
@@ -174,6 +175,8 @@ def finetune(
     design = Design(loaded, loaded if loaded is not None else network or DynUNetConfig())
     if not resume or not any((out / name).exists() for name in ("finetune.json", "store")):
         check_new(out)
+    if config.plan and loaded is None and not isinstance(data, Store):
+        prepare = planned_preparation(data, prepare or PrepareConfig())
     store = open_data(
         data,
         out / "store",
@@ -181,6 +184,7 @@ def finetune(
         prepare=prepare,
         progress=progress,
     )
+    config = by_plan(config, design, store)
     chosen = tuple(images) if images is not None else labelled(store, "train")
     scored = labelled(store, config.split)
     _claim(out, design, store, config, chosen)
@@ -233,7 +237,7 @@ def train_segmenter(
         The segmenter in eval mode, on the device it was trained on, and what the training came to. With
         `config.stop_after` its weights are those of the best look at the validation images.
     """
-    config = settled(config, design)
+    config = by_plan(settled(config, design), design, store)
     segmenter = build_segmenter(design, store, config, images)
     best = BestWeights(store, labelled(store, "validation"), config) if config.stop_after else None
     loader = label_loader(store, config, segmenter.shape, images)

@@ -150,11 +150,6 @@ def build_segmenter(design: Design, store: Store, config: FinetuneConfig, images
     crop = config.crop or _default_crop(design, store, images)
     if len(crop) == 3 and not volumes:
         raise RecipeError("a network of volumes cannot see 2D images", where="finetune.crop", fix="give two numbers")
-    extra: dict[str, Any] = {}
-    if config.deep_supervision:
-        extra["deep_supervision"] = True
-    if config.decoder != "unetr":
-        extra["decoder"] = config.decoder
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(hash64(config.seed, "segmenter weights") & ((1 << 63) - 1))
@@ -166,7 +161,8 @@ def build_segmenter(design: Design, store: Store, config: FinetuneConfig, images
             channels=wanted,
             overlap=config.overlap,
             slice_axis=config.slice_axis if volumes and len(crop) == 2 else None,
-            **extra,
+            decoder=config.decoder,
+            deep_supervision=config.deep_supervision,
         )
     if design.encoder is not None:
         load_encoder_into(segmenter, design.encoder)

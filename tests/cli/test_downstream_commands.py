@@ -10,6 +10,7 @@ import torch
 
 from medssl.cli import main
 from medssl.nets.encoder import DynUNetConfig, build_encoder, save_network
+from medssl.prepare import PrepareConfig, preparation_of
 from medssl.store import Store
 
 from ..labelled_store import ellipsoids, write_labelled_store
@@ -28,7 +29,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     volumes = [ellipsoids((16, 16, 16), seed) for seed in range(4)]
     folder = tmp_path_factory.mktemp("commands") / "store"
     images, labels = zip(*volumes)
-    return write_labelled_store(folder, images, labels, splits=("train",) * 3 + ("test",), spacing_mm=(1, 1, 1))
+    return write_labelled_store(
+        folder,
+        images,
+        labels,
+        splits=("train",) * 3 + ("test",),
+        spacing_mm=(1, 1, 1),
+        preparation=preparation_of(PrepareConfig(workers=0)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,37 @@ def test_finetune_segmentation_leaves_a_network_and_scores(
     assert (out / "scores.json").is_file()
     assert main(["finetune", "segmentation", *words]) == 1
     assert "already there" in capsys.readouterr().err
+
+
+def test_finetune_shows_a_plan_and_trains_nothing(
+    store: Store, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["finetune", "segmentation", "--encoder", str(run), "--data", str(store.folder), "--plan"]
+    assert main(words) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["crop", "(voxels)", "16", "x", "16", "x", "16"] in lines
+    assert main([*words, "--json"]) == 0
+    assert _json(capsys)["crop"] == [16, 16, 16]
+    assert list(tmp_path.iterdir()) == []
+    assert main(words[:-1]) == 2
+    assert "--out is missing; name a folder for the run" in capsys.readouterr().err
+
+
+def test_finetune_exports_a_bundle_or_says_before_it_trains_that_it_cannot(
+    store: Store, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--encoder", str(run), "--data", str(store.folder), "--quiet", "--json", *RECIPE]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    export = ["--out", str(tmp_path / "none"), "--export", str(tmp_path / "full")]
+    assert main(["finetune", "segmentation", *words, *export]) == 1
+    assert "already there" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    export = ["--out", str(tmp_path / "out"), "--export", str(tmp_path / "bundle")]
+    assert main(["finetune", "segmentation", *words, *export]) == 0
+    assert _json(capsys)["bundle"] == str(tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "configs" / "inference.json").is_file()
 
 
 def test_compare_names_its_arms_and_keeps_its_cells(
