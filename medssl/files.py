@@ -13,6 +13,9 @@ from typing import Any
 
 from .errors import MedsslError
 
+_UMASK = os.umask(0o077)  # it can only be read by setting it: once, before there are threads
+os.umask(_UMASK)
+
 
 @contextmanager
 def new_folder(path: Path | str) -> Iterator[Path]:
@@ -25,13 +28,18 @@ def new_folder(path: Path | str) -> Iterator[Path]:
     check_new(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        temporary.chmod(0o755)
+        _chmod_as_usual(temporary, 0o777)
         yield temporary
         if path.exists():
             path.rmdir()  # only an empty folder got past check_new
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _chmod_as_usual(path: Path, mode: int) -> None:
+    """Give what `tempfile` made for its owner alone the mode it would have had otherwise; a group's folder stays it."""
+    path.chmod((path.stat().st_mode & 0o7000) | (mode & ~_UMASK))
 
 
 def check_new(path: Path | str) -> None:
@@ -61,7 +69,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        _chmod_as_usual(Path(temporary), 0o666)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
