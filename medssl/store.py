@@ -235,7 +235,7 @@ def write_array(path: Path, array: Array, *, codec: str = "lz4") -> None:
                 "nthreads": 1,
             },
         )
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:

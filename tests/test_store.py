@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +128,17 @@ def test_a_store_without_its_table_is_called_unfinished(folder: Path, tmp_path: 
         Store.open(copy)
     with pytest.raises(DataError, match="there is no store here"):
         Store.open(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks the file's flags by fcntl")
+def test_an_array_is_flushed_through_a_handle_that_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to flush any other."""
+    import fcntl
+
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda handle: modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE))
+    write_array(tmp_path / "a.b2nd", np.zeros((1, 3, 4, 5), np.uint8))
+    assert modes == [os.O_RDWR]
 
 
 @pytest.mark.parametrize("damage", ["gone", "truncated", "scrambled"])
