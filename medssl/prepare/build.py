@@ -215,18 +215,23 @@ def _prepared(items: Sequence[ToPrepare], config: PrepareConfig, out: Path) -> I
         pool = ProcessPoolExecutor(
             min(config.workers, len(items)), multiprocessing.get_context("spawn"), initializer=_begin_worker
         )
+        waiting = {item.image_id: item for item in items}
         try:
-            futures = [pool.submit(_prepare_one, item, config, out) for item in items]
+            futures = {pool.submit(_prepare_one, item, config, out): item.image_id for item in items}
             for future in as_completed(futures):
-                yield future.result()
+                found = future.result()
+                del waiting[futures[future]]
+                yield found
+        except BrokenProcessPool:
+            logger.warning(
+                "a process that prepares images ended early: for want of memory, or because the script that called "
+                'lacks `if __name__ == "__main__":`; the other %d images are prepared one by one',
+                len(waiting),
+            )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    except BrokenProcessPool as error:
-        raise MedsslError(
-            "a process that prepared images was killed, for want of memory most likely",
-            where=str(out),
-            fix="run it again with fewer prepare.workers; it goes on",
-        ) from error
+        for item in waiting.values():
+            yield _prepare_one(item, config, out)
     except OSError as error:
         raise _unwritable(out, error) from error
 
@@ -254,6 +259,9 @@ def _prepare_one(item: ToPrepare, config: PrepareConfig, out: Path) -> Problems:
         return ((item.image_id, error.code, error.message),)
     except DataError as error:
         return ((item.image_id, "preparation-failed", error.what),)
+    except (ValueError, ArithmeticError, KeyError, TypeError) as error:
+        logger.debug("image %s cannot be prepared", item.image_id, exc_info=True)
+        return ((item.image_id, "preparation-failed", f"preparing raised {type(error).__name__}"),)
     write_array(array_path(out, item.image_id), prepared.image, codec=config.codec)
     if prepared.label is not None:
         write_array(array_path(out, item.image_id, label=True), prepared.label, codec=config.codec)

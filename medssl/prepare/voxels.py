@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import geometry
 from ..errors import DataError
 from ..reading import ReadError, Source, read_label, read_voxels
 from ..store import StoreRow
@@ -115,8 +116,8 @@ def _label_of(item: ToPrepare, array: Array, affine: Array | None) -> tuple[Arra
     shape = array.shape[:2] if item.kind == "rgb2d" else array.shape
     if label.array.shape != shape:
         return None, [("label-shape", f"label {label.array.shape}, image {shape}")]
-    if affine is not None and label.affine is not None and not np.allclose(label.affine, affine, atol=1e-2):
-        return None, [("label-affine", f"affines differ by {np.abs(label.affine - affine).max():.3g}")]
+    if affine is not None and label.affine is not None and not geometry.same_place(label.affine, affine, shape):
+        return None, [("label-affine", "label and image lie in different places")]
     return label.array, []
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -230,6 +231,27 @@ def test_worker_processes_make_the_same_store_and_end_with_their_parent(
     assert not _running(script)
 
 
+UNGUARDED = """
+import logging, sys
+import medssl.prepare.build as build
+build.SMALL = 0
+build.build_store(sys.argv[1], build.PrepareConfig(workers=2), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_lacks_the_main_guard_is_warned_and_gets_its_store(hippocampus: Index, tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+    environment = os.environ | {"PYTHONPATH": str(Path(medssl.__file__).parents[1])}
+    command = [sys.executable, str(script), str(hippocampus.folder), str(tmp_path / "store")]
+    out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert 'lacks `if __name__ == "__main__":`' in out.stderr
+    assert "memory" in out.stderr
+    build_store(hippocampus, PrepareConfig(workers=0), tmp_path / "here")
+    assert contents(tmp_path / "store") == contents(tmp_path / "here")
+
+
 def _run(script: Path, *arguments: Path) -> int:
     """Run a script beside this checkout and return how it ended; its processes carry its name in MEDSSL_TEST."""
     environment = os.environ | {"PYTHONPATH": str(Path(medssl.__file__).parents[1]), "MEDSSL_TEST": str(script)}
@@ -267,6 +289,74 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path: Pa
     assert b"hippocampus" not in everything
     assert "left out: file-truncated 1, label-shape 1" in str(result)
     assert json.dumps(result.to_dict())
+
+
+@pytest.mark.parametrize("error", [ValueError, ZeroDivisionError, KeyError, TypeError])
+def test_an_image_that_fails_as_nobody_foresaw_is_named_and_the_others_go_on(
+    hippocampus: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """numpy's percentile, which is not ours, fails for the second image."""
+    percentile, calls = np.percentile, []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise error("DOE^JANE")
+        return percentile(*args, **kwargs)
+
+    monkeypatch.setattr(np, "percentile", failing)
+    result = build_store(hippocampus, PrepareConfig(), tmp_path / "store")
+    assert (result.images, result.problems) == (5, {"preparation-failed": 1})
+    text = (tmp_path / "store" / "problems.csv").read_text()
+    assert error.__name__ in text
+    assert "DOE" not in text
+
+
+def test_a_header_that_no_reader_foresaw_leaves_the_other_images_prepared(tmp_path: Path) -> None:
+    pairs = []
+    for name, offset in (("good", 352.0), ("bad", float("nan"))):
+        raw = bytearray(nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4)).to_bytes())
+        raw[108:112] = struct.pack("<f", offset)
+        (tmp_path / f"{name}.nii").write_bytes(raw)
+        pairs.append((tmp_path / f"{name}.nii", None))
+    index = write_index(tmp_path / "index", [pairs[0], pairs[0]])
+    places = {row.image_id: Location((str(path),), "nifti") for row, (path, _) in zip(index.rows, pairs)}
+    (tmp_path / "two").mkdir()
+    result = build_store(Index.write(tmp_path / "two", index.rows, places), PrepareConfig(), tmp_path / "store")
+    assert (result.images, result.problems) == (1, {"file-corrupt": 1})
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "kept"),
+    [
+        pytest.param(1.0, 0.02, True, id="a fiftieth of a voxel"),
+        pytest.param(1.0, 0.2, False, id="a fifth of a voxel"),
+        pytest.param(0.01, 0.005, False, id="half a voxel of a microscope"),
+        pytest.param(4.0, 0.1, True, id="a fortieth of a coarse voxel"),
+    ],
+)
+def test_a_label_is_used_where_its_voxels_are_the_images(
+    tmp_path: Path, scale: float, shift: float, kept: bool
+) -> None:
+    affine = np.diag([scale, scale, scale, 1.0])
+    moved = affine.copy()
+    moved[0, 3] += shift
+    image, label = tmp_path / "image.nii", tmp_path / "label.nii"
+    nibabel.save(nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), affine), image)
+    nibabel.save(nibabel.Nifti1Image(np.ones((3, 4, 5), np.uint8), moved), label)
+    result = build_store(write_index(tmp_path / "index", [(image, label)]), PrepareConfig(), tmp_path / "store")
+    assert (result.labelled, result.problems) == ((1, {}) if kept else (0, {"label-affine": 1}))
+
+
+def test_a_label_turned_by_little_is_left_out_where_that_adds_up_to_a_voxel(tmp_path: Path) -> None:
+    """Cosines that differ by 0.009 move the far end of 200 voxels by almost two."""
+    turned = np.eye(4)
+    turned[:2, :2] = [[np.cos(0.009), -np.sin(0.009)], [np.sin(0.009), np.cos(0.009)]]
+    image, label = tmp_path / "image.nii", tmp_path / "label.nii"
+    nibabel.save(nibabel.Nifti1Image(np.arange(4000, dtype=np.int16).reshape(200, 4, 5), np.eye(4)), image)
+    nibabel.save(nibabel.Nifti1Image(np.ones((200, 4, 5), np.uint8), turned), label)
+    result = build_store(write_index(tmp_path / "index", [(image, label)]), PrepareConfig(), tmp_path / "store")
+    assert (result.labelled, result.problems) == (0, {"label-affine": 1})
 
 
 def test_nothing_readable_at_all_is_an_error(tmp_path: Path) -> None:
