@@ -71,6 +71,10 @@ def assemble(instances: Sequence[Instance]) -> Series:
     )
     affine[:3, 3] = positions[order[0]]
     affine = geometry.from_lps(affine)
+    if geometry.is_singular(affine):
+        raise ReadError(
+            "affine-singular", f"voxels are {' x '.join(f'{v:g}' for v in np.abs(affine).max(axis=0)[:3])} mm"
+        )
     ordered = tuple(instances[n] for n in order)
     return Series(ordered, _header(ordered, affine, spacing))
 

@@ -263,7 +263,7 @@ def _groups(dataset: Any) -> tuple[tuple[str, str], ...]:
     if (sex := _text(dataset, "PatientSex")) in ("F", "M", "O"):
         groups.append(("sex", sex))
     age = _text(dataset, "PatientAge")
-    if len(age) == 4 and age[:3].isdigit() and age[3] in "DWMY":
+    if len(age) == 4 and age[:3].isdecimal() and age[3] in "DWMY":
         years = int(age[:3]) if age[3] == "Y" else int(age[:3]) // {"M": 12, "W": 52, "D": 365}[age[3]]
         groups.append(("age", "90+" if years >= 90 else f"{years // 10 * 10}-{years // 10 * 10 + 9}"))
     maker = _text(dataset, "Manufacturer").lower()

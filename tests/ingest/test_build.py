@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 
 from medssl.demo_data import demo_folder
@@ -319,6 +321,21 @@ def test_headers_that_no_reader_foresaw_leave_the_other_images_indexed(tmp_path:
     result = build_index(folder, tmp_path / "out", key=KEY)
     assert result.images == 1
     assert result.problems == {"dicom-rescale-missing": 1, "file-corrupt": 2, "subject-by-name": 1}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("PixelSpacing", ["1e-200", "1"]), ("PixelSpacing", ["1e200", "1"]), ("PatientAge", "²²²Y")]
+)
+def test_no_value_of_a_dicom_header_ends_an_index(tmp_path: Path, keyword: str, value: Any) -> None:
+    folder = tmp_path / "scans"
+    nifti(folder / "sub-1.nii")
+    for n, path in enumerate(sorted((DEMO / "ct").glob("CT*"))):
+        with warnings.catch_warnings(action="ignore"):
+            dataset = pydicom.dcmread(path)
+            dataset.add(DataElement(keyword, dictionary_VR(keyword), value, validation_mode=pydicom.config.IGNORE))
+            dataset.save_as(folder / f"{n}.dcm")
+    result = build_index(folder, tmp_path / "out", key=KEY)
+    assert {row.format for row in Index.open(result).rows} >= {"nifti"}
 
 
 def test_a_label_map_that_no_reader_foresaw_is_left_out(tmp_path: Path) -> None:

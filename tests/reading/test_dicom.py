@@ -188,6 +188,7 @@ def _mosaic(n: int, dataset: Any) -> None:
         pytest.param(_delete("ImageOrientationPatient"), "dicom-geometry-missing", id="no orientation"),
         pytest.param(_delete("PixelSpacing"), "dicom-geometry-missing", id="no pixel spacing"),
         pytest.param(_set("PixelSpacing", [0.0, 1.0]), "dicom-geometry-missing", id="pixel spacing of 0"),
+        pytest.param(_set("PixelSpacing", [1e-200, 1.0]), "affine-singular", id="pixels without extent"),
         pytest.param(_lean, "dicom-tilted", id="slices shifted sideways"),
         pytest.param(_set("GantryDetectorTilt", "12.5"), "dicom-tilted", id="tilt stated"),
         pytest.param(
