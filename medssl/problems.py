@@ -75,7 +75,7 @@ PROBLEMS: dict[str, Problem] = {
     "dicom-pixels": _error("pixel data of a kind that is not read", "convert it by dcm2niix"),
     "dicom-undecodable": _error(
         "compressed pixels cannot be decoded",
-        "install `medssl[jpeg]` if they are lossless JPEG, else decompress them, with gdcmconv --raw say",
+        "install `medssl[jpeg]` if they are lossless or 12-bit JPEG, else decompress them, with gdcmconv --raw say",
     ),
     "dicom-lossy": _warning("pixels were compressed with loss", "use the originals if there are any"),
     "dicom-slices-apart": _warning("the gap between slices exceeds half their thickness", "check for missing slices"),
