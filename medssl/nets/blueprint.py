@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from .config import DynUNetConfig, SegResNetConfig, SwinConfig, TimmConfig, ViTConfig
 from .dynunet import axis_strides, dynunet_arguments
 from .segresnet import segresnet_arguments
-from .swin import PATCH, STAGES, swin_arguments, swin_window
+from .swin import PATCH, STAGES, check_bottom, swin_arguments, swin_unetr_arguments
 from .timm_encoder import timm_multiple
 from .vit import vit_arguments
 
@@ -55,7 +55,7 @@ def blueprint(config: Section, *, channels: int, shape: tuple[int, ...], classes
     Raises:
         RecipeError: there is none for this encoder.
     """
-    if isinstance(config, DynUNetConfig | SegResNetConfig) and decoder == "light":
+    if isinstance(config, DynUNetConfig | SegResNetConfig | SwinConfig) and decoder == "light" and _has_own(config):
         raise RecipeError(
             f"{config.name} has a decoder of its own, which is pretrained with it",
             where="finetune.decoder",
@@ -75,6 +75,10 @@ def blueprint(config: Section, *, channels: int, shape: tuple[int, ...], classes
         return Blueprint(((f"{SCRIPT}.LightTimm", light),), "encoder", (), multiple)
     assert isinstance(config, ViTConfig)
     return _vit(config, channels, shape, classes, decoder)
+
+
+def _has_own(config: DynUNetConfig | SegResNetConfig | SwinConfig) -> bool:
+    return config.decoder if isinstance(config, SwinConfig) else True
 
 
 def _dynunet(config: DynUNetConfig, channels: int, axes: int, classes: int) -> Blueprint:
@@ -99,30 +103,15 @@ def _dynunet(config: DynUNetConfig, channels: int, axes: int, classes: int) -> B
 
 def _swin(config: SwinConfig, channels: int, shape: tuple[int, ...], classes: int, decoder: Decoder) -> Blueprint:
     axes = len(shape)
-    coarsest = PATCH * 2**STAGES
-    multiple = (coarsest,) * axes
+    multiple = (PATCH * 2**STAGES,) * axes
     if decoder == "light":
         swin = swin_arguments(config, channels=channels, axes=axes)
         light = {"swin": swin, "out_channels": classes, "width": _LIGHT_WIDTH}
         return Blueprint(((f"{SCRIPT}.LightSwin", light),), "swinViT", (), multiple)
-    if all(n <= coarsest for n in shape):
-        raise RecipeError(
-            f"a crop of {shape} voxels leaves one voxel at the bottom of SwinUNETR, which cannot be normalized",
-            where="loader.crop",
-            fix="enlarge the crop along one axis, or take the light decoder",
-        )
-    arguments = {
-        "in_channels": channels,
-        "out_channels": classes,
-        "depths": list(config.depths),
-        "num_heads": list(config.heads),
-        "window_size": swin_window(config, axes),
-        "qkv_bias": config.qkv_bias,
-        "feature_size": config.width,
-        "spatial_dims": axes,
-        "use_v2": config.convolutions,
-    }
-    return Blueprint((("SwinUNETR", arguments),), "swinViT", (), multiple)
+    check_bottom(shape)
+    arguments = swin_unetr_arguments(config, channels=channels, axes=axes, out_channels=classes)
+    whole = (("SwinUNETR", arguments),)
+    return Blueprint(whole, "", ("out.",), multiple) if config.decoder else Blueprint(whole, "swinViT", (), multiple)
 
 
 def _vit(config: ViTConfig, channels: int, shape: tuple[int, ...], classes: int, decoder: Decoder) -> Blueprint:

@@ -122,6 +122,10 @@ class SwinConfig(_EncoderSection):
     """Bias of the query, key and value projection."""
     convolutions: bool = False
     """A residual convolution before each stage: SwinUNETR's second version."""
+    decoder: bool = False
+    """Pretrain SwinUNETR's decoder too, and keep it for fine-tuning; methods that learn from the finest map need it."""
+    features: PositiveInt = 32
+    """Channels of the finest feature map, which the decoder's output block makes; of no use without it."""
 
     @model_validator(mode="after")
     def _widths(self) -> SwinConfig:

@@ -53,7 +53,7 @@ _MODULES = {
     "dynunet": ("dynunet", "DynUNetEncoder"),
     "segresnet": ("segresnet", "SegResNetEncoder"),
     "vit": ("vit", "ViT"),
-    "swin": ("swin", "SwinEncoder"),
+    "swin": ("swin", "build_swin"),
     "timm": ("timm_encoder", "TimmEncoder"),
 }
 

@@ -46,6 +46,7 @@ SMALL: dict[str, tuple[Any, tuple[int, ...]]] = {
     "vit-light-2d": (ViTConfig(patch=(4, 8), width=24, depth=1, heads=2, mlp=24), (8, 16)),
     "swin": (TINY_SWIN, (32, 64, 32)),
     "swin-2d": (TINY_SWIN.model_copy(update={"convolutions": True}), (64, 64)),
+    "swin-whole": (TINY_SWIN.model_copy(update={"decoder": True, "features": 4}), (32, 64, 32)),
     "swin-light": (TINY_SWIN, (32, 32, 32)),
     "timm-resnet": (TimmConfig(model="test_resnet"), (32, 64)),
     "timm-convnext": (TimmConfig(model="test_convnext"), (32, 64)),
@@ -91,7 +92,12 @@ def test_all_of_the_encoder_goes_in_but_its_output_block(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("dynunet-half", [24, 24 * 4 * 27]), ("dynunet-full-2d", [3, 3 * 8]), ("segresnet", [3, 3 * 8])],
+    [
+        ("dynunet-half", [24, 24 * 4 * 27]),
+        ("dynunet-full-2d", [3, 3 * 8]),
+        ("segresnet", [3, 3 * 8]),
+        ("swin-whole", [3, 3 * 12]),
+    ],
 )
 def test_a_u_net_brings_its_decoder_and_only_the_output_block_is_new(kind: str, sizes: list[int]) -> None:
     encoder, segmenter = pair(kind)
@@ -138,7 +144,7 @@ def test_it_consists_of_monais_and_torchs_classes_and_of_those_the_bundle_carrie
     ours = {home for home in homes if home.split(".")[0] not in ("monai", "torch", "einops", "timm")}
     assert ours == ({"medssl.nets.decoders"} if segmenter.script is not None else set())
     assert (segmenter.script is None) is (
-        kind.startswith(("dynunet", "segresnet")) or kind in ("unetr", "swin", "swin-2d")
+        kind.startswith(("dynunet", "segresnet")) or kind in ("unetr", "swin", "swin-2d", "swin-whole")
     )
 
 
@@ -280,7 +286,7 @@ def test_deep_supervision_of_a_network_without_levels_is_named_before_training()
         segmenter_for(pair("unetr")[0], 2, deep_supervision=True)
 
 
-@pytest.mark.parametrize("kind", ["dynunet-half", "segresnet"])
+@pytest.mark.parametrize("kind", ["dynunet-half", "segresnet", "swin-whole"])
 def test_a_u_net_takes_no_light_decoder(kind: str) -> None:
     with pytest.raises(RecipeError, match="decoder of its own"):
         segmenter_for(pair(kind)[0], 2, decoder="light")
