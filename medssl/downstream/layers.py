@@ -19,6 +19,8 @@ from ..nets.segmenter import Segmenter
 from .config import FinetuneConfig
 
 _LAYER = re.compile(r"[^.\d]+\d*(\.\d+)?")
+_STEM = re.compile(r"stem\.|(conv1|bn1|norm1)\.|cls_token|reg_token|pos_embed|patch_embed")
+"""What stands before the first block, in MONAI's and timm's names: one layer."""
 _ATTENTION = ("qkv", "to_q", "to_k", "to_v", "out_proj", "proj")
 """Names of attention's matrices in MONAI's and timm's networks; `proj` only where it stands in an `attn`."""
 
@@ -56,7 +58,7 @@ def layers(segmenter: Segmenter) -> list[list[nn.Parameter]]:
     for name, parameter in segmenter.body().named_parameters():
         if id(parameter) not in head:
             found = _LAYER.match(name)
-            key = found.group() if found else name
+            key = "stem" if _STEM.match(name) else found.group() if found else name
             parts.setdefault(key.replace("up_samples", "up_layers"), []).append(parameter)  # of SegResNet: one level
     return list(parts.values())
 

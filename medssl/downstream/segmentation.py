@@ -47,6 +47,7 @@ class Segmentation(Method):
 
     def views(self, batch: Batch, step: int) -> Views:
         """Return `image` (B, C, ...) and `label` (B, ...) int64, class numbers, augmented."""
+        self.hold_still(step)  # the engine has put everything in train mode just before
         draw, image = Draw(batch["key"]), batch["image"].float()
         shape, n = tuple(image.shape[2:]), image.ndim - 2
         matrix, spacing = draw_affine(self.config.spatial, draw.of("spatial"), n), spacing_of(batch["affine"], n)
@@ -75,14 +76,15 @@ class Segmentation(Method):
         assert isinstance(self.encoder, Segmenter)
         return train_groups(self.encoder, self.config)
 
-    def train(self, mode: bool = True) -> Segmentation:
-        """Leave a body that is not trained in eval: its dropout and batch statistics are not to move either."""
-        super().train(mode)
-        if self.config.train == "linear" and isinstance(self.encoder, Segmenter):
+    def hold_still(self, step: int) -> None:
+        """Put a body that does not move in this step in eval: its dropout and batch statistics wait as well."""
+        way = self.config.train
+        if isinstance(self.encoder, Segmenter) and (
+            way == "linear" or (way == "head_first" and step < self.config.head_steps)
+        ):
             for module in self.encoder.body().modules():
                 if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
                     module.eval()
-        return self
 
     def encoders(self) -> dict[str, nn.Module]:
         """Return the task network."""

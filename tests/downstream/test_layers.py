@@ -13,45 +13,61 @@ from medssl.downstream import FinetuneConfig, Segmentation, finetune
 from medssl.downstream.layers import LowRank, add_low_rank, layers, merge_low_rank
 from medssl.downstream.start import Design, settled
 from medssl.errors import RecipeError
-from medssl.nets.config import DynUNetConfig, SegResNetConfig, ViTConfig
+from medssl.nets.config import DynUNetConfig, SegResNetConfig, SwinConfig, TimmConfig, ViTConfig
 from medssl.nets.encoder import Encoder, build_encoder, load_network, save_network
 from medssl.nets.segmenter import Segmenter, load_encoder_into, segmenter_for
 from medssl.store import Store
 from medssl.views.intensity import IntensityConfig
 from medssl.views.spatial import SpatialConfig
 
-VIT = ViTConfig(patch=16, width=24, depth=12, heads=2, mlp=24)
+VIT = ViTConfig(patch=8, width=24, depth=4, heads=2, mlp=24)
 NETWORKS = {
     "dynunet": DynUNetConfig(channels=(8, 8, 8), features=8, strides=(1, 2, 2)),
     "segresnet": SegResNetConfig(channels=8, features=8, blocks_down=(1, 1, 1), blocks_up=(1, 1)),
     "vit": VIT,
+    "swin": SwinConfig(width=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 2), window=2),
+    "timm-resnet": TimmConfig(model="test_resnet"),
+    "timm-convnext": TimmConfig(model="test_convnext"),
+    "timm-vit": TimmConfig(model="test_vit"),
 }
+ATTENTION = {"vit": 8, "swin": 8, "timm-vit": None}
+"""Networks with attention, and how many matrices it has: two a block."""
 STILL = {"spatial": SpatialConfig(rotation=0, scale=0, shift_mm=0), "intensity": IntensityConfig(probability=0)}
 
 
 def _segmenter(name: str) -> tuple[Segmenter, Encoder]:
     """A segmenter of two axes with the weights of an encoder."""
     torch.manual_seed(3)
-    encoder = build_encoder(NETWORKS[name], channels=1, shape=(32, 32))
+    encoder = build_encoder(NETWORKS[name], channels=1, shape=_shape(name))
     segmenter = segmenter_for(encoder, 3)
     load_encoder_into(segmenter, encoder)
     return segmenter, encoder
 
 
-def _trained(segmenter: Segmenter, config: FinetuneConfig, steps: int = 3) -> None:
-    """Take a few steps as the engine does: parameters in no group get no gradient."""
+def _shape(name: str) -> tuple[int, int]:
+    return (64, 32) if name == "swin" else (32, 32)  # a Swin needs two cells at its coarsest stage
+
+
+def _trained(segmenter: Segmenter, config: FinetuneConfig, steps: int = 3) -> list[float]:
+    """Take a few steps as the engine does, parameters in no group frozen, and return the losses."""
     from medssl.train.config import TrainConfig
     from medssl.train.optimiser import Optimiser, check_groups
 
-    method = Segmentation(config, segmenter, Facts(steps), classes=(1, 2)).train()
+    method = Segmentation(config, segmenter, Facts(steps), classes=(1, 2))
     groups = method.groups()
     check_groups(method, groups)
     optimiser = Optimiser(groups, TrainConfig(steps=100, learning_rate=config.learning_rate, warmup_steps=0))
     torch.manual_seed(4)
-    views = {"image": torch.randn(2, 1, 32, 32), "label": torch.randint(0, 3, (2, 32, 32))}
+    image = torch.randn(2, 1, *segmenter.shape)
+    views = {"image": image, "label": torch.randint(0, 3, (2, *segmenter.shape))}
+    losses = []
     for step in range(steps):
-        method(views).total.backward()
+        method.train().hold_still(step)
+        loss = method(views).total
+        loss.backward()
         optimiser.step(step)
+        losses.append(loss.item())
+    return losses
 
 
 def _copy(segmenter: Segmenter) -> dict[str, Tensor]:
@@ -104,7 +120,7 @@ def test_a_vits_layers_are_its_patches_its_blocks_and_its_norm() -> None:
     names = {id(p): n for n, p in body.items()}
     firsts = [names[id(layer[0])].split(".")[:2] for layer in layers(segmenter)]
     assert firsts[0][0] == "patch_embedding"
-    assert firsts[1:-1] == [["blocks", str(i)] for i in range(12)]
+    assert firsts[1:-1] == [["blocks", str(i)] for i in range(4)]
     assert firsts[-1][0] == "norm"
 
 
@@ -129,38 +145,68 @@ def test_the_rate_falls_by_the_same_share_from_each_layer_to_the_one_below(name:
     assert sum(len(group.parameters) for group in groups) == len([p for p in segmenter.parameters() if p.requires_grad])
 
 
-def test_lora_changes_nothing_at_first_and_moves_only_thin_matrices_and_the_head() -> None:
-    segmenter, _ = _segmenter("vit")
-    image, head = torch.randn(1, 1, 32, 32), _head_names(segmenter)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_lora_changes_nothing_at_first_and_moves_only_thin_matrices_and_the_head(name: str) -> None:
+    segmenter, _ = _segmenter(name)
+    image, head = torch.randn(1, 1, *_shape(name)), _head_names(segmenter)
     plain = segmenter.eval()(image)
     config = FinetuneConfig(train="lora", lora_rank=2)
     add_low_rank(segmenter, config)
-    assert torch.equal(segmenter(image), plain)
+    torch.testing.assert_close(segmenter(image), plain)
     before = _copy(segmenter)
     _trained(segmenter, config)
     moved = {key for key, value in segmenter.state_dict().items() if not torch.equal(value, before[key])}
     assert {key for key in moved if ".parametrizations." not in key} <= head
     assert {key.rpartition(".")[2] for key in moved - head} == {"a", "b"}
     small = [module for module in segmenter.modules() if isinstance(module, LowRank)]
-    assert len(small) == 24  # two matrices in each of twelve blocks
+    assert ATTENTION[name] in (None, len(small))
     assert all(part.a.shape[0] == part.b.shape[1] == 2 for part in small)
 
 
-def test_merged_corrections_give_the_same_logits_under_the_names_the_network_had() -> None:
-    segmenter, encoder = _segmenter("vit")
+@pytest.mark.parametrize("name", ATTENTION)
+def test_merged_corrections_give_the_same_logits_under_the_names_the_network_had(name: str) -> None:
+    segmenter, encoder = _segmenter(name)
     names, config = set(segmenter.state_dict()), FinetuneConfig(train="lora", lora_rank=2)
     add_low_rank(segmenter, config)
     _trained(segmenter, config)
-    image = torch.randn(1, 1, 32, 32)
+    image = torch.randn(1, 1, *_shape(name))
     with torch.no_grad():
         corrected = segmenter.eval()(image)
         merge_low_rank(segmenter)
         torch.testing.assert_close(segmenter(image), corrected)
     assert set(segmenter.state_dict()) == names
-    change = (
-        segmenter.body().state_dict()["blocks.3.attn.qkv.weight"] - encoder.net.state_dict()["blocks.3.attn.qkv.weight"]
-    )
-    assert torch.linalg.matrix_rank(change, atol=1e-6) == 2
+    body, own = segmenter.body().state_dict(), encoder.net.state_dict()
+    changes = [body[key] - own[key] for key in own if key.endswith("attn.qkv.weight")]
+    assert changes
+    assert all(torch.linalg.matrix_rank(change, atol=1e-6) == 2 for change in changes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_way_to_train_lowers_the_loss_of_one_batch(name: str) -> None:
+    ways = ["full", "linear", "head_first", *(["lora"] if name in ATTENTION else [])]
+    for way in ways:
+        segmenter, _ = _segmenter(name)
+        config = FinetuneConfig(train=way, head_steps=2, layer_decay=0.8)  # type: ignore[arg-type]
+        if way == "lora":
+            add_low_rank(segmenter, config)
+        losses = _trained(segmenter, config, steps=5)
+        assert losses[-1] < losses[0], way
+
+
+def test_a_frozen_body_keeps_its_batch_statistics() -> None:
+    segmenter, _ = _segmenter("timm-resnet")
+    before = {name: value.clone() for name, value in segmenter.body().named_buffers()}
+    _trained(segmenter, FinetuneConfig(train="linear"))
+    assert before
+    assert all(torch.equal(value, before[name]) for name, value in segmenter.body().named_buffers())
+
+
+def test_a_timm_vits_first_layer_holds_its_tokens_and_positions() -> None:
+    segmenter, _ = _segmenter("timm-vit")
+    names = {id(p): n.split(".")[0] for n, p in segmenter.body().named_parameters()}
+    first, second, *_ = layers(segmenter)
+    assert {"pos_embed", "patch_embed"} <= {names[id(p)] for p in first}
+    assert {names[id(p)] for p in second} == {"blocks"}
 
 
 def test_corrections_are_drawn_from_the_seed() -> None:

@@ -199,6 +199,22 @@ def test_every_parameter_is_trained_once_and_the_new_head_faster(store: Store, n
         assert {id(p) in head for p in group.parameters} == {group.rate == 4.0}
 
 
+@pytest.mark.parametrize(
+    ("way", "still"), [("full", (False, False)), ("linear", (True, True)), ("head_first", (True, False))], ids=str
+)
+def test_batch_norm_of_a_body_waits_as_long_as_the_body_does(
+    way: str, still: tuple[bool, bool], store: Store, network: DynUNetConfig
+) -> None:
+    config = FinetuneConfig(crop=(16, 16, 16), batch_size=2, train=way, head_steps=3)  # type: ignore[arg-type]
+    task, batch = _task(store, network.model_copy(update={"norm": "batch"}), config)
+    for step, waits in zip((2, 3), still):
+        task.train()
+        task.views(batch, step)
+        norms = [m for m in task.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+        assert norms
+        assert all(norm.training is not waits for norm in norms)
+
+
 def test_one_batch_is_overfitted(store: Store, network: DynUNetConfig) -> None:
     config = FinetuneConfig(spatial=STILL, intensity=PLAIN, crop=(16, 16, 16), batch_size=2)
     task, batch = _task(store, network, config)
