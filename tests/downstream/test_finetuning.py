@@ -162,3 +162,36 @@ def test_a_datalist_is_prepared_as_the_encoder_was(
     encoder.preparation = {}
     with pytest.raises(MedsslError, match="nothing says how to prepare"):
         finetune(None, tmp_path / "datalist.json", tmp_path / "other", quick)
+
+
+def test_deep_supervision_and_focal_loss_train_and_leave_a_network_without_them(
+    store: Store, encoder: Encoder, network: DynUNetConfig, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    config = quick.model_copy(update={"deep_supervision": True, "loss": "focal", "stop_after": 1, "check_steps": 3})
+    result = finetune(encoder, store, tmp_path / "run", config)
+    assert {"loss/focal", "loss/dice"} <= set(result.training.metrics)
+    plain = finetune(encoder, store, tmp_path / "plain", quick)
+    saved = [load_network(run.segmenter).state_dict() for run in (result, plain)]
+    assert set(saved[0]) == set(saved[1])
+
+
+def test_scores_tell_every_measure_by_label_and_a_run_mirrors_what_it_scores(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    from medssl.downstream.scoring import score_images
+
+    config = quick.model_copy(update={"mirror_axes": (0, 2), "surface_tolerance_mm": 2.5})
+    result = finetune(encoder, store, tmp_path / "run", config)
+    segmenter = load_network(result.segmenter)
+    again = score_images(segmenter, store, store.ids_of("test"), mirror_axes=(0, 2), tolerance_mm=2.5)  # type: ignore[arg-type]
+    assert again == result.scores
+    assert again != score_images(segmenter, store, store.ids_of("test"), tolerance_mm=2.5)  # type: ignore[arg-type]
+    known = json.loads((result.out / "scores.json").read_text())
+    assert set(known["labels"]) == {"1", "2"}
+    assert set(known["labels"]["1"]) == {"dice", "hausdorff95_mm", "surface_dice", "volume_error_ml"}
+    assert known["surface_tolerance"] == 2.5
+    assert known["labels"]["1"]["volume_error_ml"] == pytest.approx(
+        np.mean([score["volume_error_ml"][0] for score in known["scores"]])
+    )
+    assert "surface Dice" in str(result)
+    assert "mirrored along axes 0, 2" in (result.segmenter / "README.md").read_text()
