@@ -242,7 +242,7 @@ def _plain(table: Table) -> list[list[float | None]]:
 
 
 def _cells(name: str, cells: Sequence[str]) -> str:
-    return "  " + name.ljust(30) + "".join(cell.rjust(26) for cell in cells)
+    return "  " + name.ljust(30) + "".join(cell.rjust(28) for cell in cells)
 
 
 def _could_see(interval: Interval) -> str:

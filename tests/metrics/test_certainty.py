@@ -190,3 +190,10 @@ def test_more_comparisons_see_only_larger_differences(comparisons: int) -> None:
     assert among.smallest is not None
     assert alone.smallest is not None
     assert among.smallest > alone.smallest
+
+
+@pytest.mark.parametrize(("seeds", "patients", "what"), [(2, 8, "seeds"), (5, 2, "patients")])
+def test_two_seeds_or_patients_decide_one_comparison_but_not_several(seeds: int, patients: int, what: str) -> None:
+    value = Interval(1.0, 0.5, 1.5, 0.95, seeds, patients, 0.01, 10.0, p=0.0001, p_corrected=0.0001)
+    assert value.verdict == "better"
+    assert holm({"a": value, "b": value})["a"].doubt == f"two {what} are too few for 2 comparisons"
