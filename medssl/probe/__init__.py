@@ -6,6 +6,7 @@ from .image import ImageProbeResult, probe_images
 from .outside import OutsideEncoder, as_encoder
 from .pooling import Pooler
 from .stability import StabilityResult, probe_stability
+from .targets import Target, read_target
 
 __all__ = [
     "DenseProbe",
@@ -17,8 +18,10 @@ __all__ = [
     "ProbeResult",
     "StabilityConfig",
     "StabilityResult",
+    "Target",
     "as_encoder",
     "probe_encoder",
     "probe_images",
     "probe_stability",
+    "read_target",
 ]

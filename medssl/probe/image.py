@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..batch import hash64
 from ..errors import DataError
 from ..index import Index
-from ..metrics import Interval, bootstrap, draw_images, effective_rank, mean_of
+from ..metrics import Interval, bootstrap, draw_images, effective_rank, holm, mean_of
 from ..metrics.classification import auroc
 from ..metrics.regression import regression_errors
 from ..metrics.retrieval import cosine_similarity, mean_average_precision
@@ -56,7 +56,7 @@ class ImageProbeResult:
     scores: Mapping[str, Mapping[str, tuple[float, ...]]]
     """Readout to arm to one number a seed: AUROC (classes), R2 (a measure), mean average precision (retrieval)."""
     differences: Mapping[str, Mapping[str, Interval]]
-    """Readout to control to the encoder's score minus the control's."""
+    """Readout to control to the encoder's score minus the control's, corrected for how many there are (Holm)."""
     rank: Mapping[str, float]
     """Arm to RankMe: how many directions the vectors of all images use."""
     largest_rank: int
@@ -114,7 +114,7 @@ class ImageProbeResult:
 def probe_images(
     encoder: Encoder | Path | str,
     store: Store | Path | str,
-    target: str = "",
+    target: str | Target = "",
     config: ProbeConfig | None = None,
     *,
     index: Index | Path | str | None = None,
@@ -126,8 +126,8 @@ def probe_images(
     Args:
         encoder: an encoder, its folder, or the run that holds it; `as_encoder` makes one of any network.
         store: prepared images in the splits `train` and `config.split`.
-        target: a finding or measure of the images, `modality`, `view`, or a group of the index; empty gives the rank
-            of the features alone.
+        target: a finding or measure of the images, `modality`, `view`, or a group of the index, by its name; or your
+            own values. Empty gives the rank of the features alone.
         config: `config.image` says how features are read, `config.split` which images are scored.
         index: where groups and labels are that the store does not hold.
         seeds: each draws its own labelled images, random weights and first queries.
@@ -143,7 +143,7 @@ def probe_images(
     store = store if isinstance(store, Store) else Store.open(store)
     if encoder.preparation and encoder.preparation.get("fingerprint") != store.preparation.get("fingerprint"):
         logger.warning("the store was prepared otherwise than the encoder's images; the probe may judge it too low")
-    found = read_target(store, target, index=index) if target else None
+    found = target if isinstance(target, Target) else read_target(store, target, index=index) if target else None
     split = _Split.of(store, config, found)
     return _Probe(encoder, store, config, found, split, seeds, progress).result()
 
@@ -214,7 +214,7 @@ class _Probe:
             target=self.target.name if self.target else "",
             classes=self.target.classes if self.target else (),
             scores=scores,
-            differences={readout: self._differences(arms) for readout, arms in by_readout.items()},
+            differences=self._differences(by_readout),
             rank={arm: float(np.mean(values)) for arm, values in ranks.items()},
             largest_rank=min(width, len(fixed[ENCODER])),
             split=self.config.split,
@@ -263,13 +263,17 @@ class _Probe:
             metrics[RETRIEVAL] = _found_again(x, answers, q, truth)
         return metrics
 
-    def _differences(self, arms: Mapping[str, Sequence[Metric]]) -> dict[str, Interval]:
-        tables = {arm: pseudo_values(metrics, self.split.patients) for arm, metrics in arms.items()}
-        return {
-            arm: bootstrap(tables[ENCODER] - table, confidence=self.config.confidence)
-            for arm, table in tables.items()
-            if arm != ENCODER
-        }
+    def _differences(self, found: Mapping[str, Mapping[str, Sequence[Metric]]]) -> dict[str, dict[str, Interval]]:
+        """Compare the encoder with each control by each readout, corrected for how many comparisons that is (Holm)."""
+        flat: dict[tuple[str, str], Interval] = {}
+        for readout, arms in found.items():
+            tables = {arm: pseudo_values(metrics, self.split.patients) for arm, metrics in arms.items()}
+            for arm in (arm for arm in tables if arm != ENCODER):
+                flat[readout, arm] = bootstrap(tables[ENCODER] - tables[arm], confidence=self.config.confidence)
+        out: dict[str, dict[str, Interval]] = {readout: {} for readout in found}
+        for (readout, arm), interval in holm(flat).items():
+            out[readout][arm] = interval
+        return out
 
 
 def _reached(found: Table, truth: Table, classes: int) -> Metric:

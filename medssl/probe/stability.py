@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..batch import hash64
 from ..errors import DataError
-from ..metrics import Interval, bootstrap, draw_images, per_patient
+from ..metrics import Interval, bootstrap, draw_images, holm, per_patient
 from ..metrics.retrieval import cosine_similarity
 from ..progress import Progress, silent
 from ..store import Store
@@ -48,7 +48,7 @@ class StabilityResult:
     scores: Mapping[str, Mapping[str, Mapping[str, float]]]
     """Change, such as `noise 0.1`, to arm to measure to its mean over seeds."""
     differences: Mapping[str, Interval]
-    """Change to the encoder's agreement minus that of random weights."""
+    """Change to the encoder's agreement minus that of random weights, corrected for the number of changes (Holm)."""
     images: int
     patients: int
     split: str
@@ -129,14 +129,16 @@ def probe_stability(
     patients = [subjects[image_id] for image_id in images]
     return StabilityResult(
         scores={c: {arm: _mean(found) for arm, found in arms.items()} for c, arms in tables.items()},
-        differences={
-            change: bootstrap(
-                per_patient(np.stack([row[0] for row in arms[ENCODER]]), patients)
-                - per_patient(np.stack([row[0] for row in arms[RANDOM]]), patients),
-                confidence=config.confidence,
-            )
-            for change, arms in tables.items()
-        },
+        differences=holm(
+            {
+                change: bootstrap(
+                    per_patient(np.stack([row[0] for row in arms[ENCODER]]), patients)
+                    - per_patient(np.stack([row[0] for row in arms[RANDOM]]), patients),
+                    confidence=config.confidence,
+                )
+                for change, arms in tables.items()
+            }
+        ),
         images=len(images),
         patients=len(set(patients)),
         split=config.split,

@@ -16,7 +16,7 @@ from medssl.errors import DataError
 from medssl.index import Index, IndexRow
 from medssl.metrics.classification import auroc
 from medssl.nets.encoder import DynUNetConfig, Encoder, build_encoder
-from medssl.probe import ImageProbeConfig, ProbeConfig, as_encoder, probe_images
+from medssl.probe import ImageProbeConfig, ProbeConfig, Target, as_encoder, probe_images
 from medssl.probe.image import pseudo_values
 from medssl.store import Store, write_table
 
@@ -94,6 +94,23 @@ def test_features_that_tell_the_classes_apart_are_found_to(store: Store) -> None
     assert {readout: arms["encoder"] for readout, arms in result.scores.items()} == dict.fromkeys(
         ("kNN", "linear", "attentive", "retrieval"), (1.0,)
     )
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_differences_are_corrected_for_how_many_there_are(store: Store, encoder: Encoder) -> None:
+    result = probe_images(encoder, store, "stripe", CONFIG, seeds=2)
+    found = [interval for arms in result.differences.values() for interval in arms.values()]
+    tested = [interval for interval in found if interval.p is not None]
+    assert tested
+    assert {interval.comparisons for interval in tested} == {len(tested)}
+    assert all(interval.p_corrected >= interval.p for interval in tested)
+
+
+def test_values_of_ones_own_can_be_the_target(store: Store, encoder: Encoder) -> None:
+    values = {row.image_id: float(i % 2) for i, row in enumerate(store.rows)}
+    own = probe_images(encoder, store, Target("mine", "classes", values, ("0", "1")), CONFIG, seeds=1)
+    assert own.scores == probe_images(encoder, store, "stripe", CONFIG, seeds=1).scores
+    assert own.target == "mine"
 
 
 def test_without_a_target_the_rank_alone_is_told(store: Store, encoder: Encoder) -> None:
