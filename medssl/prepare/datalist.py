@@ -78,10 +78,7 @@ def _items(
         image_id = _hash(Path(location.paths[0]), path)
         if image_id in subjects:
             raise DataError("an image is named twice", where=location.paths[0], fix="name each image once")
-        try:
-            header = read_header(location)
-        except ReadError as error:
-            raise DataError(error.message, where=location.paths[0], fix=error.fix) from error
+        kind, shape, modality = _described(location)
         label = entry.get("label")
         place = _location(path, label) if isinstance(label, str) else None
         name = Path(location.paths[0]).name.split(".")[0]
@@ -91,15 +88,24 @@ def _items(
             ToPrepare(
                 image_id=image_id,
                 subject_id="",
-                kind=header.kind,
-                shape=header.shape,
+                kind=kind,
+                shape=shape,
                 source=location,
                 label_source=place,
                 split=split,
-                modality=header.modality,
+                modality=modality,
             )
         )
     return items, subjects, labels
+
+
+def _described(location: Location) -> tuple[str, tuple[int, ...], str]:
+    """Return kind, shape and modality; of an image that cannot be read nothing, for preparing it will name it."""
+    try:
+        header = read_header(location)
+    except ReadError:
+        return "volume", (), ""
+    return header.kind, header.shape, header.modality
 
 
 def _check_subjects(path: Path, items: list[ToPrepare], subjects: Mapping[str, str]) -> None:

@@ -411,6 +411,14 @@ def test_a_datalist_becomes_a_store_with_its_splits(tmp_path: Path) -> None:
     assert build_store_from_datalist(path, PrepareConfig(), tmp_path / "store").finished_before
 
 
+def test_an_image_of_a_datalist_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    path = datalist(tmp_path, training=[entry(0), entry(1)], test=[entry(2)])
+    broken = tmp_path / "images" / NAMES[1]
+    broken.write_bytes(broken.read_bytes()[:90])
+    result = build_store_from_datalist(path, PrepareConfig(), tmp_path / "store")
+    assert (result.images, result.problems) == (2, {"file-truncated": 1})
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
