@@ -145,7 +145,8 @@ def test_saved_and_loaded_it_computes_the_same_and_saves_the_same_bytes(kind: st
 
 
 @every_encoder
-def test_the_file_loads_strictly_into_monais_or_timms_class_which_computes_the_same(kind: str, tmp_path: Path) -> None:
+def test_the_file_loads_strictly_into_monais_class_which_computes_the_same(kind: str, tmp_path: Path) -> None:
+    # Of a timm network: into timm's.
     encoder, x = build(kind).eval(), image(kind)
     config, shape, _ = SMALL[kind]
     weights = read_weights(save_network(tmp_path, encoder, preparation={}, card="") / "model.safetensors")
