@@ -125,6 +125,25 @@ def test_a_dicom_series_is_one_image(tmp_path: Path) -> None:
     assert np.isfinite(result.embeddings).all()
 
 
+def test_no_word_of_a_dicom_header_leaves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pydicom
+
+    series = tmp_path / "GEHEIM"
+    series.mkdir()
+    for path in sorted((demo_folder() / "ct").glob("CT*")):
+        dataset = pydicom.dcmread(path)
+        dataset.PatientName, dataset.PatientID, dataset.AccessionNumber = "GEHEIM^NAME", "GEHEIM-ID", "GEHEIM-7"
+        dataset.save_as(series / path.name)
+    result = embed_images(made((32, 32, 16)), series, tmp_path / "e.parquet", prepare=PrepareConfig(modalities=("CT",)))
+    said = capsys.readouterr()
+    everything = (tmp_path / "e.parquet").read_bytes() + str(pq.read_table(tmp_path / "e.parquet").to_pylist()).encode()
+    everything += f"{result} {result!r} {caplog.text} {said.out} {said.err}".replace(str(tmp_path), "").encode()
+    assert b"GEHEIM" not in everything
+    assert b"1.3.12" not in everything
+
+
 def test_pictures_and_volumes_go_through_an_encoder_of_2d_images(scans: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for i in range(2):

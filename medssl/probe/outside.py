@@ -29,7 +29,7 @@ class OutsideEncoder(Encoder):
     mean: Tensor
     deviation: Tensor
     fixed: tuple[int, ...] | None
-    """The only size of window the network takes; None where it takes any multiple of its strides."""
+    """The only size of window the network is shown; None where it takes any multiple of `multiple`."""
 
     def __init__(
         self,
@@ -39,13 +39,15 @@ class OutsideEncoder(Encoder):
         shape: tuple[int, ...],
         maps: Maps | None,
         pooled: Maps | None,
+        multiple: tuple[int, ...] | None,
         normalize: tuple[Sequence[float], Sequence[float]],
         rebuild: Callable[[], nn.Module] | None,
     ) -> None:
         nn.Module.__init__(self)
         self.net = module
         self.kind = "volume" if len(shape) == 3 else "image2d"
-        self.channels, self.shape, self.fixed = channels, shape, None
+        self.channels, self.shape, self._multiple = channels, shape, multiple
+        self.fixed = shape if multiple is None else None
         self._maps, self._pooled, self._rebuild = maps, pooled, rebuild
         name = type(module).__name__
         self.spec = {"name": f"outside:{name}", "config": {}, "channels": channels, "shape": list(shape)}
@@ -55,6 +57,11 @@ class OutsideEncoder(Encoder):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("deviation", deviation, persistent=False)
         self._measure()
+
+    @property
+    def multiple(self) -> tuple[int, ...]:
+        """Each axis of a window must be a multiple of this many voxels."""
+        return self._multiple or self.shape
 
     def forward(self, x: Tensor, **context: Any) -> list[Tensor]:
         """Return the network's feature maps, finest first; of several of one size, the last."""
@@ -101,7 +108,6 @@ class OutsideEncoder(Encoder):
         zeros = torch.zeros(2, self.channels, *self.shape, device=device)
         try:
             with torch.no_grad():
-                raw = _listed((self._maps or _maps_of)(self.net, self._seen(zeros)))
                 levels = self(zeros)
         finally:
             self.train(training)
@@ -109,9 +115,6 @@ class OutsideEncoder(Encoder):
         self.strides = tuple(
             tuple(max(1, round(n / cells)) for n, cells in zip(self.shape, level.shape[2:])) for level in levels
         )
-        strict = getattr(getattr(self.net, "patch_embed", None), "strict_img_size", False)
-        if strict or any(part.ndim != 2 + len(self.shape) for part in raw):
-            self.fixed = self.shape
 
 
 def as_encoder(
@@ -121,6 +124,7 @@ def as_encoder(
     channels: int | None = None,
     maps: Maps | None = None,
     pooled: Maps | None = None,
+    multiple: Sequence[int] | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] = ((0.0,), (1.0,)),
     rebuild: Callable[[], nn.Module] | None = None,
 ) -> OutsideEncoder:
@@ -135,6 +139,8 @@ def as_encoder(
         channels: of its input; those of its first convolution unless given. Grey images are repeated in them.
         maps: from network and input (B, C, *) to its feature maps.
         pooled: from network and input to one vector an image, (B, F); timm's pooling, or the mean of the coarsest map.
+        multiple: what each axis of a window must be a multiple of; small images are padded to that. Unless given they
+            are padded to `shape`, for a network does not tell what else it takes.
         normalize: mean and deviation of each channel, taken off normalised images, such as ImageNet's.
         rebuild: makes the network anew, for the control with random weights; else every layer that can is reset, and
             other parameters are drawn from a narrow normal distribution.
@@ -151,6 +157,7 @@ def as_encoder(
         shape=shape,
         maps=maps,
         pooled=pooled,
+        multiple=None if multiple is None else tuple(int(n) for n in multiple),
         normalize=normalize,
         rebuild=rebuild,
     )

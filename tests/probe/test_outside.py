@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
 from medssl.nets.encoder import ViTConfig, build_encoder
-from medssl.probe import as_encoder
+from medssl.probe import ProbeConfig, as_encoder, probe_encoder
 from medssl.probe.outside import with_random_weights
 from medssl.probe.pooling import Pooler
 from medssl.probe.windows import Picture
+
+from ..labelled_store import ellipsoids, write_labelled_store
 
 SMALL = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 2}
 
@@ -85,6 +88,18 @@ def test_random_weights_are_drawn_anew_by_the_seed_and_the_network_stays_as_it_i
         assert not torch.allclose(one.pooled(x), encoder.pooled(x))
 
 
+def test_a_network_from_outside_is_probed_as_ours_are(tmp_path: Path) -> None:
+    volumes = [ellipsoids((13, 15, 10), seed) for seed in range(6)]
+    store = write_labelled_store(
+        tmp_path / "store", [v[0] for v in volumes], [v[1] for v in volumes], splits=["train"] * 4 + ["test"] * 2
+    )
+    config = ProbeConfig(images=2, points=100)
+    for name in ("MONAI SegResNet", "timm ConvNeXt"):  # the second sees the slices
+        make, shape = NETWORKS[name]
+        result = probe_encoder(as_encoder(make(), shape=shape), store, config, seeds=1)
+        assert set(result.scores) == {"encoder", "random weights", "no network"}
+
+
 def test_monais_vit_given_from_outside_gives_what_it_gives_as_ours() -> None:
     torch.manual_seed(0)
     ours = build_encoder(ViTConfig(width=24, depth=2, heads=2, mlp=32, patch=8), channels=1, shape=(16, 16, 16)).eval()
@@ -119,6 +134,22 @@ def test_a_network_of_one_size_sees_larger_images_through_windows_of_it() -> Non
     encoder = as_encoder(NETWORKS["MONAI ViT"][0](), shape=(16, 16, 16))
     picture = Picture(torch.rand(1, 20, 9, 30), 0.0, torch.eye(4), (1.0, 1.0, 1.0), ((0, 0, 0), (20, 9, 30)))
     assert np.isfinite(Pooler(encoder).whole(picture)).all()
+
+
+@pytest.mark.parametrize(("multiple", "seen"), [(None, (16, 16)), ((4, 4), (12, 8))], ids=["not told", "told"])
+def test_a_small_image_is_padded_to_what_the_network_is_said_to_take(
+    multiple: tuple[int, int] | None, seen: tuple[int, int]
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def maps(net: nn.Module, x: Tensor) -> Tensor:
+        shapes.append(tuple(x.shape[2:]))
+        return net(x)
+
+    encoder = as_encoder(nn.Conv2d(1, 2, 1), shape=(16, 16), maps=maps, multiple=multiple)
+    shapes.clear()
+    Pooler(encoder).whole(Picture(torch.rand(1, 11, 7), 0.0, torch.eye(4), (1.0, 1.0), ((0, 0), (11, 7))))
+    assert set(shapes) == {seen}
 
 
 def test_a_vector_counts_as_one_cell() -> None:
