@@ -14,7 +14,7 @@ from pathlib import Path
 from .render import render
 
 HERE = Path(__file__).parent
-NAMES = ("demo", "demo_choice", "scratch_baseline")
+NAMES = ("demo", "demo_choice", "scratch_baseline", "intervals")
 
 
 def main(words: list[str]) -> None:
