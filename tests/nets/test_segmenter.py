@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,21 @@ def test_a_u_net_brings_its_decoder_and_only_the_output_block_is_new(kind: str, 
     assert all(p.detach().numpy().tobytes() in theirs for p in body if id(p) not in head)
 
 
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose `scripts` can be imported, and are forgotten afterwards."""
+    (tmp_path / "scripts").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
+
+
 @every_network
-def test_monai_builds_the_same_network_from_its_definition(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_monai_builds_the_same_network_from_its_definition(kind: str, bundle: Path) -> None:
     _, segmenter = pair(kind)
-    if segmenter.script is not None:  # as it lies in a bundle
-        (tmp_path / "scripts").mkdir()
-        (tmp_path / "scripts" / "network.py").write_text(segmenter.script)
-        monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.delitem(sys.modules, "scripts", raising=False)
-        monkeypatch.delitem(sys.modules, "scripts.network", raising=False)
+    if segmenter.script is not None:
+        (bundle / "scripts" / "network.py").write_text(segmenter.script)
     config = json.loads(json.dumps({"imports": ["$import torch"], **segmenter.definition()}))
     network = ConfigParser(config).get_parsed_content("network_def")
     network.load_state_dict(segmenter.net.state_dict(), strict=True)
