@@ -186,9 +186,24 @@ def finetune(
     )
     config = by_plan(config, design, store)
     chosen = tuple(images) if images is not None else labelled(store, "train")
-    scored = labelled(store, config.split)
+    labelled(store, config.split)  # before the training: nothing to score is an error
     _claim(out, design, store, config, chosen)
     segmenter, training = train_segmenter(design, store, config, chosen, out, resume=resume, progress=progress)
+    return _finish(out, design, store, config, chosen, segmenter, training, progress)
+
+
+def _finish(
+    out: Path,
+    design: Design,
+    store: Store,
+    config: FinetuneConfig,
+    chosen: Sequence[str],
+    segmenter: Segmenter,
+    training: TrainResult,
+    progress: Progress,
+) -> FinetuneResult:
+    """Save a trained segmenter, score it, and write its scores beside it."""
+    scored = labelled(store, config.split)
     saved = save_network(
         out / "segmenter",
         segmenter,
@@ -207,7 +222,7 @@ def finetune(
     result = FinetuneResult(
         out=out,
         segmenter=saved,
-        start="encoder" if loaded is not None else "scratch",
+        start="encoder" if design.encoder is not None else "scratch",
         scores=scores,
         classes=store.classes,
         split=config.split,
