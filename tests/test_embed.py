@@ -20,7 +20,7 @@ from medssl.errors import DataError, MedsslError, UsageError
 from medssl.index import Index
 from medssl.ingest import build_index
 from medssl.nets.encoder import DynUNetConfig, Encoder, build_encoder, load_encoder, save_network
-from medssl.prepare import PrepareConfig, build_store, preparation_of
+from medssl.prepare import PrepareConfig, ZScore, build_store, preparation_of
 from medssl.probe import as_encoder
 from medssl.store import Store
 
@@ -79,6 +79,16 @@ def test_scans_an_index_and_a_store_of_them_give_the_same_vectors(
             np.testing.assert_allclose(other.embeddings, given[0].embeddings, rtol=1e-4, atol=1e-5)
 
 
+def test_scans_are_prepared_as_the_encoders_own_images_were(scans: Path, tmp_path: Path) -> None:
+    config = PrepareConfig(spacing_mm=(2.0, 2.0, 2.0), orientation="LPS", scaling=ZScore(), workers=0)
+    encoder = made((24, 32, 24))
+    encoder.preparation = preparation_of(config)
+    store = Store.open(build_store(build_index(scans, tmp_path / "index"), config, tmp_path / "store"))
+    own, theirs = embed_images(encoder, scans, per="slice"), embed_images(encoder, store, per="slice")
+    np.testing.assert_allclose(own.embeddings, theirs.embeddings, rtol=1e-3, atol=1e-5)
+    assert len(own.image_ids) == sum(store.shape(image_id)[2] for image_id in store.ids)
+
+
 def test_a_folder_of_an_encoder_embeds_as_the_encoder_and_the_same_bytes_each_time(
     encoder: Encoder, scans: Path, tmp_path: Path
 ) -> None:
@@ -117,6 +127,16 @@ def test_slices_and_regions_say_where_they_are(encoder: Encoder, scans: Path, la
     regions = embed_images(encoder, scans, tmp_path / "regions.parquet", per="region", labels=labels)
     assert regions.columns["region"] == (1, 2, 1, 2)
     assert all(count > 100 for count in regions.columns["voxels"])
+
+
+def test_a_mixture_of_scans_and_an_index_is_in_the_order_of_ids(encoder: Encoder, scans: Path, tmp_path: Path) -> None:
+    whole = embed_images(encoder, scans)
+    for n, path in enumerate(sorted(scans.iterdir())):
+        other = next(p for p in scans.iterdir() if p != path)
+        build_index(path, tmp_path / str(n))
+        mixed = embed_images(encoder, [other, tmp_path / str(n)])
+        assert mixed.image_ids == whole.image_ids
+        np.testing.assert_allclose(mixed.embeddings, whole.embeddings, rtol=1e-5)
 
 
 def test_a_dicom_series_is_one_image(tmp_path: Path) -> None:
