@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssl.probe.heads import Answers, by_attention, by_linear_layer, by_neighbours, standardized
+from medssl.probe.heads import Answers, _linear, by_attention, by_linear_layer, by_neighbours, standardized
 
 KNOBS = {"heads": 2, "steps": 150, "learning_rate": 0.02, "seed": 0}
 
@@ -103,3 +103,18 @@ def test_a_feature_that_does_not_vary_says_nothing() -> None:
     train, scored = standardized(np.array([[1.0, 5.0], [2.0, 5.0]]), np.array([[1.5, 7.0]]))
     np.testing.assert_array_equal(train[:, 1], 0)
     np.testing.assert_array_equal(scored, 0)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 1e-1])
+def test_a_linear_layer_is_scikit_learns(penalty: float) -> None:
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    random = np.random.default_rng(4)
+    x, classes = random.normal(size=(40, 5)), random.integers(0, 3, 30)
+    train, scored = standardized(x[:30], x[30:])
+    ridge = Ridge(alpha=30 * penalty).fit(train, x[:30, 0] ** 2)
+    ours = _linear(x[:30], answers(x[:30, 0] ** 2, 0), x[30:], penalty)[:, 0]
+    np.testing.assert_allclose(ours, ridge.predict(scored), rtol=1e-6)
+    logistic = LogisticRegression(C=1 / (2 * 30 * penalty), tol=1e-8, max_iter=1000).fit(train, classes)
+    shares = _linear(x[:30], answers(classes, 3), x[30:], penalty)
+    np.testing.assert_allclose(shares, logistic.predict_proba(scored), atol=2e-3)
