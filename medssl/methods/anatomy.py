@@ -34,7 +34,7 @@ from ..views.spatial import (
     voxels_to_offsets,
     warp,
 )
-from .method import Losses, Method, MethodConfig, Views
+from .method import Losses, Method, MethodConfig, Views, check_trains_all
 
 
 class Anatomy(Method):
@@ -75,6 +75,7 @@ class Anatomy(Method):
     def __init__(self, config: Anatomy.Config, encoder: Any, facts: Facts) -> None:
         super().__init__(config, encoder, facts)
         self.n = len(facts.shape)
+        check_trains_all(encoder, "recipe key method.name")
         _check_view(config.view, facts.shape, encoder)
         width = encoder.out_channels[0]
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.features))

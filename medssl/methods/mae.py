@@ -24,7 +24,7 @@ from ..nets.patches import patchify, unpatchify
 from ..views.intensity import IntensityConfig, change_intensity
 from ..views.masking import hidden_blocks, hidden_tokens
 from ..views.spatial import SpatialConfig, draw_affine, spacing_of, warp
-from .method import Losses, Method, MethodConfig, Views
+from .method import Losses, Method, MethodConfig, Views, check_trains_all
 
 
 class MAE(Method):
@@ -61,6 +61,7 @@ class MAE(Method):
         self.n = len(facts.shape)
         channels = facts.channels
         if config.form == "dense":
+            check_trains_all(encoder, "recipe key method.form")
             # The head predicts the voxels under each cell of the finest feature map, s^n of them.
             self.stride = tuple(encoder.strides[0])
             self.head: nn.Module = nn.Linear(encoder.out_channels[0], channels * _volume(self.stride))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch, Facts
 from ..config import Section
+from ..errors import RunError
 
 Views = dict[str, Any]
 """What `forward` sees: tensors by name, made by `views` from a batch without gradient."""
@@ -81,6 +82,19 @@ def decay_groups(
     vectors = tuple(p for p in moving if not (p.ndim > 1 and p.shape.numel() != max(p.shape)))
     both = (Group(matrices, rate, True, frozen_steps), Group(vectors, rate, False, frozen_steps))
     return [group for group in both if group.parameters]
+
+
+def check_trains_all(encoder: Any, where: str) -> None:
+    """Raise RunError where the finest feature map leaves parts of the encoder without a gradient.
+
+    A method that learns from that map alone would train little but the first layers, without a word.
+    """
+    if not getattr(encoder, "finest_trains_all", True):
+        raise RunError(
+            f"the finest map of {type(encoder).__name__} trains only a part of it",
+            where=where,
+            fix="choose a U-Net, a ViT, or swin with encoder.decoder=true",
+        )
 
 
 class Method(nn.Module):

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from medssl.batch import rows
+from medssl.errors import RunError
 from medssl.losses.reconstruction import masked_patch_error, masked_voxel_error, standardized_patches
+from medssl.methods.anatomy import Anatomy
 from medssl.methods.mae import MAE
-from medssl.nets.encoder import DynUNetConfig, ViTConfig, build_encoder
+from medssl.nets.encoder import DynUNetConfig, SwinConfig, ViTConfig, build_encoder
 from medssl.nets.patches import patchify, unpatchify
 
 from .data import batch_of, facts_of
@@ -143,3 +145,12 @@ def test_bf16_gives_a_finite_loss_near_that_of_float32() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = method(views).total
         torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.02)
+
+
+def test_an_encoder_whose_finest_map_trains_a_part_of_it_is_refused() -> None:
+    section = SwinConfig(width=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
+    encoder = build_encoder(section, channels=1, shape=(32, 32, 32), spacing_mm=(1.0, 1.0, 1.0))
+    with pytest.raises(RunError, match="trains only a part of it"):
+        MAE(MAE.Config(form="dense"), encoder, facts_of((32, 32, 32)))
+    with pytest.raises(RunError, match="trains only a part of it"):
+        Anatomy(Anatomy.Config(), encoder, facts_of((32, 32, 32)))
