@@ -23,6 +23,7 @@ _HOME = {
     "Losses": "methods.method",
     "probe_encoder": "probe",
     "finetune": "downstream",
+    "embed_images": "embed",
     "compare_encoders": "downstream",
     "export_run": "export",
     "write_report": "report",
@@ -33,6 +34,7 @@ __all__ = ["MedsslError", *sorted(_HOME)]
 if TYPE_CHECKING:
     from .downstream import compare_encoders as compare_encoders
     from .downstream import finetune as finetune
+    from .embed import embed_images as embed_images
     from .export import export_run as export_run
     from .ingest import build_index as build_index
     from .methods.method import Losses as Losses

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import MedsslError
 from ..version import __version__
-from . import compare, demo, export, finetune, index, prepare, pretrain, probe, recipes, report
+from . import compare, demo, embed, export, finetune, index, prepare, pretrain, probe, recipes, report
 from .terminal import close_bars
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command("index")(index.index)
 app.command("prepare")(prepare.prepare)
 app.command("pretrain")(pretrain.pretrain)
 app.command("probe")(probe.probe)
+app.command("embed")(embed.embed)
 app.add_typer(finetune.app, name="finetune")
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
