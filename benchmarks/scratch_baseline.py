@@ -212,6 +212,7 @@ def main() -> None:
             "medssl_seconds": round(ours_seconds, 1),
             "rows": rows,
         }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 

@@ -15,7 +15,7 @@ from .demo_data import demo_folder
 from .downstream import CompareResult, compare_encoders, finetune
 from .errors import RunError
 from .export import export_run
-from .files import check_new, write_json
+from .files import check_new, without, write_json
 from .ingest import build_index
 from .ingest.subjects import Fractions
 from .metrics import draw_images
@@ -67,7 +67,7 @@ class DemoResult:
         return {
             "out": str(self.out),
             "report": str(self.report),
-            "encoder": str(self.encoder),
+            "encoder_folder": str(self.encoder),
             "bundle": str(self.bundle),
             "seconds": self.seconds,
             "probe": self.probe.to_dict(),
@@ -141,7 +141,8 @@ def run_demo(
     )
     seconds = time.perf_counter() - began
     result = DemoResult(out, probe, comparison, run.encoder, bundle, page.out, seconds)
-    write_json(out / "summary.json", result.to_dict())
+    folders = ("out", "report", "encoder_folder", "bundle")
+    write_json(out / "summary.json", without(result.to_dict(), *folders))
     return result
 
 

@@ -81,6 +81,13 @@ def write_text(path: Path | str, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def without(value: Any, *keys: str) -> Any:
+    """Return plain JSON types without these keys, at any depth: what is written beside a result names no folder."""
+    if isinstance(value, dict):
+        return {name: without(item, *keys) for name, item in value.items() if name not in keys}
+    return [without(item, *keys) for item in value] if isinstance(value, list) else value
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write indented JSON in one step; NaN and infinity are refused, for JSON has neither."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")

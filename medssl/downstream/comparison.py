@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..config import Section, result_fields
 from ..errors import DataError, MedsslError, UsageError
-from ..files import check_new, write_json, write_text
+from ..files import check_new, without, write_json, write_text
 from ..metrics import draw_images, mean_of
 from ..nets.config import DynUNetConfig
 from ..nets.encoder import Encoder
@@ -33,7 +33,7 @@ from .config import FinetuneConfig
 from .figure import draw_comparison
 from .finetuning import train_segmenter
 from .scoring import ImageScore, hausdorff_of, patient_dice, score_images
-from .start import Design, Start, as_encoder, labelled, open_data
+from .start import Design, Start, as_encoder, labelled, one_process, open_data, warn_of_other_preparation
 
 Count = int | Literal["all"]
 
@@ -80,6 +80,7 @@ def compare_encoders(
         DataError: there are fewer labelled images than a count.
         UsageError: no arm, no count, no seed, or an unknown task.
     """
+    one_process("a comparison")
     config, out = config or FinetuneConfig(), Path(out)
     _check(task, encoders, counts, seeds, scratch_longer)
     control = f"{SCRATCH} x{scratch_longer}" if scratch_longer > 1 else ""
@@ -89,10 +90,16 @@ def compare_encoders(
         check_new(out)
     preparation = next(iter(preparations), None)
     store = open_data(data, out / "store", preparation=preparation, prepare=prepare, progress=progress)
+    for other in preparations[1:]:
+        warn_of_other_preparation(store, other)
     numbers = _numbers(counts, store)
-    _make(out)
     rates = tuple(learning_rates if learning_rates is not None else config.learning_rates)
     rates = tuple(sorted(set(rates))) or (config.learning_rate,)
+    if len(rates) > 1 and config.split == "validation":
+        raise UsageError(
+            "the learning rate would be chosen on the images that are scored", fix="set finetune.split to test"
+        )
+    _make(out)
     steps = {arm: config.steps * (scratch_longer if arm == control else 1) for arm in arms}
     bench = _Bench(arms, steps, store, config, out, search=len(rates) > 1, keep=predictions)
     cells = [Cell(arm, n, seed, rate) for n in numbers for seed in range(seeds) for arm in arms for rate in rates]
@@ -102,7 +109,7 @@ def compare_encoders(
     progress("compare", len(cells), len(cells))
     all_images = numbers[-1] if "all" in counts else None
     result = bench.result(numbers, seeds, rates, control=control, all_images=all_images)
-    write_json(out / "compare.json", result.to_dict())
+    write_json(out / "compare.json", without(result.to_dict(), "out"))
     write_text(out / "compare.md", result.markdown)
     draw_comparison(result, out / "compare.svg")
     return result

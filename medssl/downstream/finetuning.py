@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Section, fingerprint, result_fields
-from ..errors import RunError
-from ..files import check_new, write_json
+from ..errors import DataError, RunError
+from ..files import check_new, without, write_json
 from ..metrics import mean_of, per_patient
 from ..nets.config import DynUNetConfig
 from ..nets.encoder import save_network
@@ -29,7 +29,18 @@ from .layers import merge_low_rank
 from .plan import by_plan, planned_preparation
 from .scoring import MEASURES, ImageScore, patient_dice, score_images, table_of
 from .segmentation import Segmentation
-from .start import Design, Start, as_encoder, build_segmenter, label_loader, labelled, open_data, settled, train_config
+from .start import (
+    Design,
+    Start,
+    as_encoder,
+    build_segmenter,
+    label_loader,
+    labelled,
+    one_process,
+    open_data,
+    settled,
+    train_config,
+)
 from .stopping import BestWeights
 
 
@@ -170,6 +181,7 @@ def finetune(
         RunError: `out` holds another run.
         WeightsError: the encoder's weights do not fill the network.
     """
+    one_process("fine-tuning")
     config, out = config or FinetuneConfig(), Path(out)
     loaded = as_encoder(encoder, allow_partial=allow_partial)
     design = Design(loaded, loaded if loaded is not None else network or DynUNetConfig())
@@ -186,7 +198,13 @@ def finetune(
     )
     config = by_plan(config, design, store)
     chosen = tuple(images) if images is not None else labelled(store, "train")
-    labelled(store, config.split)  # before the training: nothing to score is an error
+    scored = {store.row(image_id).subject_id for image_id in labelled(store, config.split)}
+    if both := [image_id for image_id in chosen if store.row(image_id).subject_id in scored]:
+        raise DataError(
+            f"{len(both)} of the images to train on are of patients that are scored",
+            where=f"image {both[0]}",
+            fix=f"leave the split {config.split} out of them",
+        )
     _claim(out, design, store, config, chosen)
     segmenter, training = train_segmenter(design, store, config, chosen, out, resume=resume, progress=progress)
     return _finish(out, design, store, config, chosen, segmenter, training, progress)
@@ -232,7 +250,7 @@ def _finish(
         has_mm=all(store.row(image_id).spacing_mm is not None for image_id in scored),
         tolerance=config.surface_tolerance_mm,
     )
-    write_json(out / "scores.json", result.to_dict())
+    write_json(out / "scores.json", without(result.to_dict(), "out", "segmenter", "bundle"))
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def open_data(
         UsageError: images must be prepared, and nothing says how.
     """
     if isinstance(data, Store):
-        return data
+        return _checked(data, preparation)
     path = Path(data)
     if path.is_file() or (path / "index.parquet").is_file():
         config = config_of(preparation) if preparation else prepare
@@ -105,12 +106,27 @@ def open_data(
             raise UsageError("nothing says how to prepare these images", where=str(path), fix="give --recipe")
         build = build_store_from_datalist if path.is_file() else build_store
         path = build(path, config, out, progress=progress).folder
-    store = Store.open(path)
+    return _checked(Store.open(path), preparation)
+
+
+def _checked(store: Store, preparation: Mapping[str, Any] | None) -> Store:
     if not store.classes:
-        raise DataError("no image of the store has a label map", where=str(path), fix="give labels to `medssl index`")
+        where = str(store.folder)
+        raise DataError("no image of the store has a label map", where=where, fix="give labels to `medssl index`")
+    warn_of_other_preparation(store, preparation)
+    return store
+
+
+def warn_of_other_preparation(store: Store, preparation: Mapping[str, Any] | None) -> None:
+    """Warn where an encoder saw images that were prepared otherwise than these."""
     if preparation and preparation.get("fingerprint") != store.preparation.get("fingerprint"):
         logger.warning("the store was prepared otherwise than the encoder's images; its features may not fit")
-    return store
+
+
+def one_process(what: str) -> None:
+    """Raise UsageError under torchrun: every process would write the same files."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{what} runs in one process", fix="start it without torchrun")
 
 
 def labelled(store: Store, split: str) -> tuple[str, ...]:
@@ -150,13 +166,13 @@ def build_segmenter(design: Design, store: Store, config: FinetuneConfig, images
     crop = config.crop or _default_crop(design, store, images)
     if len(crop) == 3 and not volumes:
         raise RecipeError("a network of volumes cannot see 2D images", where="finetune.crop", fix="give two numbers")
-    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.default_generator.manual_seed(hash64(config.seed, "segmenter weights") & ((1 << 63) - 1))
         segmenter = segmenter_for(
             design.network,
             len(store.classes) + 1,
             labels=("background", *(f"label {value}" for value in store.classes)),
+            values=(0, *store.classes),
             shape=crop,
             channels=wanted,
             overlap=config.overlap,

@@ -85,7 +85,8 @@ def inference_config(segmenter: Segmenter) -> dict[str, Any]:
         "output_dir": "$@bundle_root + '/eval'",
         "ckpt_path": "$@bundle_root + '/models/model.pt'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "datalist": f"$[p for p in sorted(glob.glob(@dataset_dir + '/*')) if p.endswith({_endings(segmenter)!r})]",
+        "datalist": "$[path for path in sorted(glob.glob(glob.escape(@dataset_dir) + '/*')) "
+        f"if path.endswith({_endings(segmenter)!r})]",
         **segmenter.definition(),
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": "Compose", "transforms": preprocessing(segmenter)},
@@ -152,6 +153,7 @@ def _postprocessing(segmenter: Segmenter) -> list[dict[str, Any]]:
             "to_tensor": True,
         },
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        *_own_values(segmenter),
         # Pictures are read as (row, column); MONAI's writer of pictures takes (column, row).
         *([{"_target_": "Transposed", "keys": "pred", "indices": [0, 2, 1]}] if pictures else []),
         {
@@ -160,12 +162,25 @@ def _postprocessing(segmenter: Segmenter) -> list[dict[str, Any]]:
             "output_dir": "@output_dir",
             "output_postfix": "seg",
             "output_ext": ".png" if pictures else ".nii.gz",
-            "output_dtype": "uint8",
+            "output_dtype": "uint8" if max(segmenter.values) < 256 else "int16",
             "resample": False,
             "separate_folder": False,
             "print_log": False,
         },
     ]
+
+
+def _own_values(segmenter: Segmenter) -> list[dict[str, Any]]:
+    """Return how class numbers become the values of the label maps the network learned from."""
+    numbers, values = list(range(segmenter.classes)), list(segmenter.values)
+    if values == numbers:
+        return []
+    return [{"_target_": "MapLabelValued", "keys": "pred", "orig_labels": numbers, "target_labels": values}]
+
+
+def _packages(segmenter: Segmenter) -> tuple[str, ...]:
+    pictures = ("pillow",) if _sees_pictures(segmenter) else ()
+    return (*_PACKAGES, *segmenter.packages, *pictures)
 
 
 def _sees_pictures(segmenter: Segmenter) -> bool:
@@ -178,7 +193,7 @@ def _endings(segmenter: Segmenter) -> tuple[str, ...]:
 
 def metadata(segmenter: Segmenter) -> dict[str, Any]:
     """Return the bundle's `metadata.json`."""
-    names = dict(enumerate(segmenter.labels))
+    names = dict(zip(segmenter.values, segmenter.labels))
     tensor = {
         "type": "image",
         "modality": "n/a",
@@ -195,7 +210,7 @@ def metadata(segmenter: Segmenter) -> dict[str, Any]:
         "monai_version": _version("monai"),
         "pytorch_version": _version("torch"),
         "numpy_version": _version("numpy"),
-        "required_packages_version": {name: _version(name) for name in (*_PACKAGES, *segmenter.packages)},
+        "required_packages_version": {name: _version(name) for name in _packages(segmenter)},
         "name": "medssl segmenter",
         "task": f"Segmentation of {organs}",
         "description": f"{segmenter.spec['encoder']['name']}, pretrained without labels or from scratch, fine-tuned by "
@@ -234,9 +249,9 @@ def _version(package: str) -> str:
 
 def readme(segmenter: Segmenter, card: str) -> str:
     """Return the bundle's README: how to run it, what comes out, and the network's own model card."""
-    classes = "\n".join(f"- {k}: {name}" for k, name in enumerate(segmenter.labels))
+    classes = "\n".join(f"- {value}: {name}" for value, name in zip(segmenter.values, segmenter.labels))
     ending = ".png" if _sees_pictures(segmenter) else ".nii.gz"
-    packages = " ".join((*_PACKAGES, *segmenter.packages))
+    packages = " ".join(_packages(segmenter))
     return f"""# Segmentation bundle
 
 It needs MONAI and a few small packages, and nothing of medssl:

@@ -22,7 +22,7 @@ from ..config import Section
 from ..errors import RecipeError, UsageError, WeightsError
 from . import decoders
 from .blueprint import SCRIPT, Decoder, blueprint
-from .config import CONFIGS, DynUNetConfig, TimmConfig, ViTConfig, architecture
+from .config import CONFIGS, DynUNetConfig, SwinConfig, TimmConfig, ViTConfig, architecture
 from .dynunet import decoder_maps
 from .encoder import Encoder
 from .vit import ViT
@@ -87,7 +87,14 @@ class Segmenter(nn.Module):
     @property
     def packages(self) -> tuple[str, ...]:
         """The packages its network needs beside torch and MONAI."""
-        return ("timm",) if isinstance(self._config, TimmConfig) else ()
+        timm = ("timm",) if isinstance(self._config, TimmConfig) else ()
+        # MONAI's attention blocks import einops, which MONAI does not bring
+        return (*timm, "einops") if isinstance(self._config, (ViTConfig, SwinConfig)) else timm
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """What the label maps it learned from hold for each class, background first."""
+        return tuple(self.spec.get("values", range(self.classes)))
 
     def forward(self, x: Tensor) -> Any:
         """Return logits (B, K, ...) of the shape of the image x, (B, C, ...).
@@ -194,6 +201,7 @@ def segmenter_for(
     classes: int,
     *,
     labels: tuple[str, ...] = (),
+    values: tuple[int, ...] = (),
     shape: tuple[int, ...] | None = None,
     channels: int | None = None,
     spacing_mm: tuple[float, ...] | None = None,
@@ -208,6 +216,7 @@ def segmenter_for(
         encoder: an encoder, or a recipe's section `encoder`; with the section, give shape and channels.
         classes: K, the background among them.
         labels: their names, background first; `background`, `class 1`, ... unless given.
+        values: what the label maps hold for each class, background first; 0, 1, ... unless given.
         shape: voxels of the crop it will see; the encoder's unless given.
         channels: of the image; the encoder's unless given.
         spacing_mm: of the images; the encoder's unless given.
@@ -226,6 +235,9 @@ def segmenter_for(
     labels = tuple(labels) or ("background", *(f"class {k}" for k in range(1, classes)))
     if len(labels) != classes:
         raise UsageError(f"{len(labels)} labels are named for {classes} classes", fix="name the background too")
+    values = tuple(values) or tuple(range(classes))
+    if len(values) != classes:
+        raise UsageError(f"{len(values)} values are given for {classes} classes", fix="give the background's too")
     if isinstance(encoder, Encoder):
         spec = dict(encoder.spec)
     elif shape is None or channels is None:
@@ -244,7 +256,8 @@ def segmenter_for(
         spec["spacing_mm"] = [float(mm) for mm in spacing_mm]
     crop = tuple(shape or spec["shape"])
     window = {"shape": list(crop), "overlap": float(overlap), "slice_axis": slice_axis}
-    whole = {"encoder": spec, "classes": classes, "labels": list(labels), "decoder": decoder, **window}
+    whole = {"encoder": spec, "classes": classes, "labels": list(labels), "values": list(values)}
+    whole |= {"decoder": decoder, **window}
     segmenter = Segmenter(whole, deep_supervision=deep_supervision)
     if any(n % m for n, m in zip(crop, segmenter.multiple)):
         raise RecipeError(
