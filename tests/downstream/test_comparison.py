@@ -14,6 +14,7 @@ from medssl.downstream import CompareResult, FinetuneConfig, compare_encoders
 from medssl.downstream.cells import read_predictions
 from medssl.downstream.comparison import parse_counts
 from medssl.errors import DataError, UsageError
+from medssl.files import without
 from medssl.metrics import class_numbers, dice
 from medssl.nets.encoder import Encoder, save_network
 from medssl.store import Store
@@ -127,7 +128,8 @@ def test_runs_are_named_by_their_folders_and_scratch_keeps_its_name(
     )
     assert result.arms == ("scratch'", "scratch")
     assert set(result.differences) == {"scratch'"}
-    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads(json.dumps(result.to_dict()))
+    kept = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert kept == json.loads(json.dumps(without(result.to_dict(), "out")))
 
 
 def test_more_labels_than_there_are_or_nothing_to_compare_is_one_clear_line(
@@ -236,3 +238,21 @@ def test_predictions_are_kept_as_they_were_scored_and_changed_ones_cost_the_cell
     assert _compare([encoder], store, out, quick, counts=(1,), seeds=1).computed == 0
     _compare([encoder], store, tmp_path / "bare", quick, counts=(1,), seeds=1, predictions=False)
     assert not (tmp_path / "bare" / "predictions").exists()
+
+
+def test_a_rate_is_never_chosen_on_the_images_that_are_scored(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    config = quick.model_copy(update={"split": "validation", "learning_rates": (1e-3, 3e-3)})
+    with pytest.raises(UsageError, match="chosen on the images that are scored"):
+        _compare([encoder, None], store, tmp_path / "out", config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_comparison_keeps_names_no_folder(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "of a patient" / "out"
+    _compare([encoder, None], store, out, quick, counts=(1,), seeds=1)
+    for path in out.rglob("*"):
+        assert not path.is_file() or b"of a patient" not in path.read_bytes(), path.name

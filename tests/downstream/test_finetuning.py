@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medssl.downstream import FinetuneConfig, finetune
-from medssl.errors import DataError, MedsslError, RunError
+from medssl.errors import DataError, MedsslError, RunError, UsageError
 from medssl.files import write_json
 from medssl.nets.encoder import DynUNetConfig, Encoder, load_network, save_network
 from medssl.prepare import PrepareConfig, preparation_of
@@ -195,3 +195,36 @@ def test_scores_tell_every_measure_by_label_and_a_run_mirrors_what_it_scores(
     )
     assert "surface Dice" in str(result)
     assert "mirrored along axes 0, 2" in (result.segmenter / "README.md").read_text()
+
+
+def test_what_a_run_keeps_names_no_folder(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "of a patient" / "run"
+    finetune(encoder, store, out, quick)
+    for path in out.rglob("*"):
+        assert not path.is_file() or b"of a patient" not in path.read_bytes(), path.name
+
+
+def test_images_of_patients_that_are_scored_are_not_learned_from(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    images = (*store.ids_of("train")[:1], *store.ids_of("test")[:1])
+    with pytest.raises(DataError, match="1 of the images to train on are of patients that are scored"):
+        finetune(encoder, store, tmp_path / "run", quick, images=images)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_keeps_the_values_of_the_label_maps(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    result = finetune(encoder, store, tmp_path / "run", quick)
+    assert load_network(result.segmenter).values == (0, *store.classes)
+
+
+def test_several_processes_are_refused(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="one process"):
+        finetune(encoder, store, tmp_path / "run", quick)
