@@ -50,8 +50,9 @@ class Part:
 
 
 _PANELS = {
-    "reconstruction": "Left: a middle slice as it is. Middle: as the encoder saw it, hidden places dark. "
-    "Right: rebuilt where it was hidden. Each row is one sample of the last step.",
+    "reconstruction": "Left: a slice as it is. Middle: as the encoder saw it, hidden places dark. Right: rebuilt where "
+    "it was hidden; of a ViT's patches the pattern is rebuilt, their mean and spread are the true ones. Each row is one "
+    "sample of the last step.",
     "correspondence": "Left: a point (cross) in view one. Middle: its true place in view two. Right: how alike each "
     "voxel of view two is to the point, bright is alike; a good encoder is bright at the cross and dark elsewhere. "
     "Each row is one sample of the last step.",
@@ -86,7 +87,7 @@ def pretraining_part(run: RunFiles) -> Part:
             f"{count(int(run.metrics[-1]['step']), 'step')} in {_duration(run.seconds)}, "
             f"{100 * run.data_wait:.0f}% of it waiting for data."
         )
-    skipped = sum(line.get("health/skipped_steps") is not None for line in run.metrics)
+    skipped = sum((line.get("health/skipped_steps") or 0) > 0 for line in run.metrics)
     if skipped:
         sentences.append(f"Around {count(skipped, 'line')} of the log, steps were skipped: a gradient was not finite.")
     if not groups:

@@ -95,7 +95,7 @@ def _probed(probe: Mapping[str, Any]) -> list[str]:
 
 def _against(gap: Gap, arm: str) -> str:
     if gap.verdict == "undecided":
-        return f"against {arm} it is undecided, for {gap.doubt} ({gap.mean:+.3f}, {gap.interval})"
+        return f"against {arm} it is undecided ({gap.mean:+.3f}, {gap.interval}; {gap.doubt})"
     return f"{gap.verdict} than {arm} by {abs(gap.mean):.3f} ({gap.interval})"
 
 
@@ -114,8 +114,8 @@ def _compared(compare: Mapping[str, Any]) -> list[str]:
         name = "the encoder" if arm == "encoder" else f"the encoder “{arm}”"
         if overall.verdict == "undecided":
             out.append(
-                f"{setting[0].upper()}{setting[1:]}, {name} against training from scratch is undecided, for "
-                f"{overall.doubt}: {numbers}."
+                f"{setting[0].upper()}{setting[1:]}, {name} against training from scratch is undecided "
+                f"({overall.doubt}): {numbers}."
             )
         else:
             out.append(f"{setting[0].upper()}{setting[1:]}, {name} is {overall.verdict} than scratch: {numbers}.")

@@ -287,6 +287,14 @@ def test_a_log_cut_short_by_a_crash_is_read_up_to_there(copied: Path) -> None:
     assert "6 steps in" in text
 
 
+def test_skipped_steps_are_told_where_there_were_any(copied: Path) -> None:
+    assert "steps were skipped" not in Parsed.of(write_report(copied).out.read_text()).text
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    lines[1]["health/skipped_steps"] = 0.5
+    (copied / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Around 1 line of the log, steps were skipped" in Parsed.of(write_report(copied).out.read_text()).text
+
+
 def test_an_unfinished_run_is_called_so(copied: Path) -> None:
     lines = (copied / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copied / "metrics.jsonl").write_text("".join(lines[:3]))
