@@ -51,8 +51,8 @@ class Part:
 
 _PANELS = {
     "reconstruction": "Left: a slice as it is. Middle: as the encoder saw it, hidden places dark. Right: rebuilt where "
-    "it was hidden; of a ViT's patches the pattern is rebuilt, their mean and spread are the true ones. Each row is one "
-    "sample of the last step.",
+    "it was hidden; of a ViT's patches the pattern is rebuilt, their mean and spread are the true ones. Each row is "
+    "one sample of the last step.",
     "correspondence": "Left: a point (cross) in view one. Middle: its true place in view two. Right: how alike each "
     "voxel of view two is to the point, bright is alike; a good encoder is bright at the cross and dark elsewhere. "
     "Each row is one sample of the last step.",
