@@ -305,8 +305,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path.name} holds no object", where=str(path), fix="export the network again")
     return value
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Return the number of values in all parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
