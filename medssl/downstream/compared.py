@@ -83,7 +83,8 @@ def all_savings(dice: Scores, arms: Sequence[str], confidence: float) -> dict[st
 class CompareResult:
     """Dice of every arm on the same patients, and how far the arms differ."""
 
-    out: Path
+    out: Path | None
+    """Folder of the cells; None where nothing was kept."""
     arms: tuple[str, ...]
     counts: tuple[int, ...]
     seeds: int
@@ -198,7 +199,7 @@ class CompareResult:
         by = {arm: {str(c): _plain(table) for c, table in counts.items()} for arm, counts in self.dice.items()}
         return {
             "task": "segmentation",
-            "out": str(self.out),
+            "out": None if self.out is None else str(self.out),
             "arms": list(self.arms),
             "counts": list(self.counts),
             "all_images": self.all_images,

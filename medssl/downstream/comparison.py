@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ def compare_encoders(
     data: Store | Path | str,
     counts: Sequence[Count] = (2, 4, 8),
     seeds: int = 3,
-    out: Path | str,
+    out: Path | str | None = None,
     config: FinetuneConfig | None = None,
     network: Section | None = None,
     prepare: PrepareConfig | None = None,
@@ -65,7 +66,7 @@ def compare_encoders(
         counts: numbers of labelled images, from as many patients as possible; `all` is all there are.
         seeds: how many; each chooses labelled images, new weights, order and augmentation, the same for all arms.
         out: keeps `cells/` (one file a training), `predictions/`, `compare.json`, `compare.md` (table and sentences)
-            and `compare.svg` (the plot). Run again, only what is missing is trained.
+            and `compare.svg` (the plot). Run again, only what is missing is trained. None keeps nothing.
         config: the recipe's section `finetune`.
         network: the section `encoder` to build from scratch where no arm has an encoder.
         prepare: how to prepare data that is no store, where there is no encoder that knows.
@@ -81,6 +82,13 @@ def compare_encoders(
         UsageError: no arm, no count, no seed, or an unknown task.
     """
     one_process("a comparison")
+    if out is None:
+        keys: dict[str, Any] = {"data": data, "counts": counts, "seeds": seeds, "config": config, "network": network}
+        keys |= {"prepare": prepare, "learning_rates": learning_rates, "names": names, "progress": progress}
+        keys |= {"scratch_longer": scratch_longer, "predictions": False}
+        with tempfile.TemporaryDirectory(prefix="medssl-compare-", ignore_cleanup_errors=True) as folder:
+            result = compare_encoders(encoders, task, out=Path(folder) / "comparison", **keys)
+        return replace(result, out=None)
     config, out = config or FinetuneConfig(), Path(out)
     _check(task, encoders, counts, seeds, scratch_longer)
     control = f"{SCRATCH} x{scratch_longer}" if scratch_longer > 1 else ""

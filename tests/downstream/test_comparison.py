@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -256,3 +257,15 @@ def test_what_a_comparison_keeps_names_no_folder(
     _compare([encoder, None], store, out, quick, counts=(1,), seeds=1)
     for path in out.rglob("*"):
         assert not path.is_file() or b"of a patient" not in path.read_bytes(), path.name
+
+
+def test_without_a_folder_the_same_is_found_and_nothing_is_kept(
+    store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    found = compare_encoders([encoder, None], data=store, counts=(1,), seeds=1, config=quick)
+    kept = _compare([encoder, None], store, tmp_path / "out", quick, counts=(1,), seeds=1)
+    assert found.out is None
+    assert found.to_dict() | {"out": None} == kept.to_dict() | {"out": None}
+    assert list((tmp_path / "temporary").iterdir()) == []
