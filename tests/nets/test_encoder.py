@@ -316,6 +316,7 @@ def test_a_swin_that_monai_cannot_build_is_refused_by_its_section(knobs: dict[st
 def test_the_smallest_accepted_crop_can_be_trained_on() -> None:
     encoder = build_encoder(DynUNetConfig(channels=(8, 8, 8)), channels=1, shape=(16, 8, 8))
     encoder(torch.randn(1, 1, 16, 8, 8))[0].sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in encoder.parameters())
 
 
 def test_weights_of_a_recipe_come_from_a_run_a_folder_or_a_file_alike(tmp_path: Path) -> None:
