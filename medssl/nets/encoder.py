@@ -29,6 +29,7 @@ from .config import (
     ViTConfig,
     architecture,
 )
+from .task_network import TaskNetwork
 from .weights import Receipt, load_weights, read_weights, write_safetensors
 
 __all__ = [
@@ -48,6 +49,9 @@ __all__ = [
 
 FORMAT = 1
 """Version of the network folder."""
+
+KINDS = ("encoder", "segmenter", "detector", "classifier")
+"""What a network folder may hold, as its config.json and a run name it."""
 
 _MODULES = {
     "dynunet": ("dynunet", "DynUNetEncoder"),
@@ -204,18 +208,18 @@ def encoder_from_spec(spec: dict[str, Any]) -> Encoder:
     )
 
 
-def save_network(folder: Path | str, network: nn.Module, *, preparation: dict[str, Any], card: str) -> Path:
+def save_network(folder: Path | str, network: Encoder | TaskNetwork, *, preparation: dict[str, Any], card: str) -> Path:
     """Write an encoder or a task network as a network folder; equal weights give equal bytes.
 
     Args:
         folder: created; its files are replaced one by one, each whole.
-        network: an `Encoder`, or anything with `net` and a plain `spec` (a `Segmenter`).
+        network: of either kind.
         preparation: what `prepare` did to the images, as in a store's `preparation.json`.
         card: the model card, Markdown.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kind = "encoder" if isinstance(network, Encoder) else "segmenter"
+    kind = "encoder" if isinstance(network, Encoder) else network.kind
     net: Any = network.net
     write_safetensors(folder / "model.safetensors", net.state_dict())
     files.write_json(folder / "preparation.json", preparation)
@@ -237,7 +241,8 @@ def load_network(folder: Path | str, *, allow_partial: bool = False) -> nn.Modul
     if config["kind"] == "encoder":
         network = encoder_from_spec(config["spec"])
     else:
-        network = importlib.import_module(".segmenter", __package__).segmenter_from_spec(config["spec"])
+        kind = config["kind"]  # one of KINDS, and so the name of a module here
+        network = getattr(importlib.import_module(f".{kind}", __package__), f"{kind}_from_spec")(config["spec"])
     network.receipt = load_weights(network.net, folder / "model.safetensors", allow_partial=allow_partial)
     network.preparation = _read_json(folder / "preparation.json")
     network.eval()
@@ -261,7 +266,7 @@ def load_encoder(folder: Path | str, *, allow_partial: bool = False) -> Encoder:
     return network
 
 
-def network_folder(path: Path | str, kinds: tuple[str, ...] = ("encoder", "segmenter")) -> Path:
+def network_folder(path: Path | str, kinds: tuple[str, ...] = KINDS) -> Path:
     """Return the network folder that `path` is or, as a run, holds under one of the names in `kinds`.
 
     Raises:
@@ -276,7 +281,7 @@ def network_folder(path: Path | str, kinds: tuple[str, ...] = ("encoder", "segme
 
 
 def network_kind(folder: Path | str) -> str:
-    """Return `encoder` or `segmenter`, what a network folder holds."""
+    """Return which of `KINDS` a network folder holds."""
     return str(_read_config(Path(folder))["kind"])
 
 
@@ -286,7 +291,7 @@ def _weights_file(path: Path) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(folder / "config.json")
-    if config.get("format") != FORMAT or config.get("kind") not in ("encoder", "segmenter") or "spec" not in config:
+    if config.get("format") != FORMAT or config.get("kind") not in KINDS or "spec" not in config:
         raise DataError(
             f"config.json has format {config.get('format')!r} and kind {config.get('kind')!r}; wanted format {FORMAT}",
             where=str(folder),

@@ -25,6 +25,7 @@ from .blueprint import SCRIPT, Decoder, blueprint
 from .config import CONFIGS, DynUNetConfig, SwinConfig, TimmConfig, ViTConfig, architecture
 from .dynunet import decoder_maps
 from .encoder import Encoder
+from .task_network import TaskNetwork
 from .vit import ViT
 from .weights import Receipt, load_weights
 
@@ -38,7 +39,7 @@ _CLASSES: dict[str, Any] = {
 _WINDOWS_AT_ONCE = 4
 
 
-class Segmenter(nn.Module):
+class Segmenter(TaskNetwork):
     """A network that gives every voxel a logit for each class; build it with `segmenter_for`.
 
     Args:
@@ -49,15 +50,17 @@ class Segmenter(nn.Module):
             are no part of `net`, and neither saved nor exported.
     """
 
+    kind = "segmenter"
+
     def __init__(self, spec: dict[str, Any], *, deep_supervision: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.classes = int(spec["classes"])
         self.labels: tuple[str, ...] = tuple(spec["labels"])
-        self.shape: tuple[int, ...] = tuple(spec["shape"])
+        self.shape = tuple(spec["shape"])
         self.channels = int(spec["encoder"]["channels"])
-        self.preparation: dict[str, Any] = {}
-        self.receipt: Receipt | None = None
+        self.preparation = {}
+        self.receipt = None
         self._config = CONFIGS[str(spec["encoder"]["name"])](**spec["encoder"]["config"])
         self._blueprint = blueprint(
             self._config,
@@ -67,7 +70,7 @@ class Segmenter(nn.Module):
             decoder=spec.get("decoder", "unetr"),  # networks saved before there was a choice
         )
         parts = [_build(target, arguments) for target, arguments in self._blueprint.parts]
-        self.net: nn.Module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+        self.net = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
         if isinstance(self._config, ViTConfig):
             self._fix_vit(self._config)
         self.supervision = self._coarse_outputs() if deep_supervision else None
@@ -158,11 +161,6 @@ class Segmenter(nn.Module):
     def new_names(self) -> tuple[str, ...]:
         """Return how names in `body()` begin that no encoder brings; an impossible name where it brings all."""
         return self._blueprint.new or (" ",)
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that no encoder brings: the output block, or all of the decoder over a transformer."""
-        brought = {id(p) for n, p in self.body().named_parameters() if not n.startswith(self.new_names())}
-        return [p for p in self.parameters() if id(p) not in brought]
 
     def definition(self) -> dict[str, Any]:
         """Return MONAI bundle config items that build the same network, under `network_def` and names it refers to.
@@ -275,23 +273,23 @@ def segmenter_from_spec(spec: dict[str, Any]) -> Segmenter:
     return Segmenter(spec)
 
 
-def load_encoder_into(segmenter: Segmenter, encoder: Encoder) -> Receipt:
-    """Give a segmenter the weights of a pretrained encoder: all of it, decoder included.
+def load_encoder_into(network: TaskNetwork, encoder: Encoder) -> Receipt:
+    """Give a task network the weights of a pretrained encoder: all of it, decoder included.
 
-    Where the segmenter has its classes in the encoder's own output block, that block stays new.
+    Where a segmenter has its classes in the encoder's own output block, that block stays new.
 
     Raises:
         WeightsError: they are of different kinds, or something found no partner.
     """
-    if encoder.spec["name"] != segmenter.spec["encoder"]["name"]:
+    if encoder.spec["name"] != network.spec["encoder"]["name"]:
         raise WeightsError(
-            f"weights of {encoder.spec['name']} cannot go into {segmenter.spec['encoder']['name']}",
-            fix="build the segmenter for this encoder",
+            f"weights of {encoder.spec['name']} cannot go into {network.spec['encoder']['name']}",
+            fix="build the network for this encoder",
         )
     receipt = load_weights(
-        segmenter.body(), encoder.net.state_dict(), ignore=segmenter.new_names(), derived=encoder.derived
+        network.body(), encoder.net.state_dict(), ignore=network.new_names(), derived=encoder.derived
     )
-    segmenter.receipt = receipt
+    network.receipt = receipt
     return receipt
 
 
