@@ -26,7 +26,7 @@ _FEWEST = 10
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the range that holds it with the given confidence; `seeds` and `patients` tell what it rests on."""
+    """A mean and the range that holds it with the given confidence; `seeds` and `patients` count what it rests on."""
 
     mean: float
     low: float
@@ -109,7 +109,7 @@ def bootstrap(differences: ArrayLike, *, draws: int = 2000, confidence: float = 
 
     Args:
         differences: (S, P), one arm minus the other for each seed and test patient; or (P,) for one seed. nan where
-            nothing was measured; left out of means.
+            nothing was measured; left out of means. A seed or patient of which nothing was measured does not count.
         draws: how often the table is drawn.
         confidence: share of the draws inside the interval.
         seed: of the draws.
@@ -123,8 +123,9 @@ def bootstrap(differences: ArrayLike, *, draws: int = 2000, confidence: float = 
     table = np.atleast_2d(np.asarray(differences, dtype=np.float64))
     if table.ndim != 2:
         raise ValueError(f"differences must be (seeds, patients), got {table.shape}")
+    table = _measured(table)
     valid = np.isfinite(table)
-    if not valid.any():
+    if not table.size:
         raise ValueError("no finite difference to average")
     seeds, patients = table.shape
     mean = float(table[valid].mean())
@@ -182,11 +183,16 @@ def standard_error(differences: ArrayLike) -> tuple[float, float]:
     return math.sqrt(variance / table.size), max(1.0, variance**2 / doubtful)
 
 
+def _measured(table: Table) -> Table:
+    """Leave out the seeds and the patients of which nothing was measured."""
+    valid = np.isfinite(table)
+    return np.asarray(table[valid.any(1)][:, valid.any(0)], dtype=np.float64)
+
+
 def _filled(table: Table) -> Table:
     """Put row mean plus column mean minus mean where nothing was measured; rows and columns without anything go."""
+    table = _measured(table)
     valid = np.isfinite(table)
-    table, valid = table[valid.any(1)], valid[valid.any(1)]
-    table, valid = table[:, valid.any(0)], valid[:, valid.any(0)]
     out = np.where(valid, table, table[valid].mean())
     for _ in range(20 if not valid.all() else 0):
         fit = out.mean(1, keepdims=True) + out.mean(0, keepdims=True) - out.mean()

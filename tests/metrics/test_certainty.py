@@ -50,6 +50,17 @@ def test_a_seed_and_patient_that_were_not_measured_are_left_out() -> None:
         bootstrap(np.full((2, 2), np.nan))
 
 
+@given(seed=st.integers(0, 20))
+def test_seeds_and_patients_without_any_measurement_neither_count_nor_decide(seed: int) -> None:
+    table = np.random.default_rng(seed).normal(0.3, 0.2, (3, 4))
+    wide = np.full((5, 7), np.nan)
+    wide[np.ix_([0, 2, 4], [1, 2, 5, 6])] = table
+    assert bootstrap(wide) == bootstrap(table)
+    one = bootstrap(np.stack([table[:, 0], np.full(3, np.nan)], 1))  # two patients, of whom one has no such class
+    assert (one.patients, one.p, one.doubt) == (1, None, "one patient tells no spread")
+    assert bootstrap(np.stack([table[0], np.full(4, np.nan)])).doubt == "one seed tells no spread"
+
+
 @pytest.mark.parametrize(
     ("values", "verdict", "doubt"),
     [
