@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from ..metrics import Interval, bootstrap, draw_images, effective_rank, holm, me
 from ..metrics.classification import auroc
 from ..metrics.regression import regression_errors
 from ..metrics.retrieval import cosine_similarity, mean_average_precision
+from ..metrics.shares import shares
 from ..progress import Progress, silent
 from ..store import Store
 from .config import ENCODER, NO_NETWORK, RANDOM, ProbeConfig
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Features = Mapping[str, tuple[Table, Table]]
 """Image to its vector (F,) and its tokens (T, F)."""
-Metric = Callable[[NDArray[np.bool_]], float]
-"""From a choice of scored images, (I,), to what a readout reaches on them."""
+Metric = Callable[[NDArray[np.bool_]], Table]
+"""From a choice of scored images, (I,), to what a readout reaches on them, (K,) a class or (1,) for all at once."""
 KNN, LINEAR, ATTENTIVE, RETRIEVAL = "kNN", "linear", "attentive", "retrieval"
 
 
@@ -169,6 +171,12 @@ class _Split:
                     where=str(store.folder),
                     fix="name another target, or another split (probe.split)",
                 )
+            if target is not None and len({target.values[i] for i in images}) < 2:
+                raise DataError(
+                    f"all {len(images)} images in split {split!r} have the same {target.name}",
+                    where=str(store.folder),
+                    fix="name another target, or another split (probe.split)",
+                )
         if config.image.images is not None and config.image.images > len(train):
             raise DataError(
                 f"{len(train)} labelled training images, {config.image.images} wanted",
@@ -206,7 +214,7 @@ class _Probe:
         self.progress("probe images", total, total)
         every = np.ones(len(self.split.scored), bool)
         scores = {
-            readout: {arm: tuple(metric(every) for metric in metrics) for arm, metrics in arms.items()}
+            readout: {arm: tuple(float(mean_of(metric(every))) for metric in metrics) for arm, metrics in arms.items()}
             for readout, arms in by_readout.items()
         }
         width = len(next(iter(fixed[ENCODER].values()))[0])
@@ -277,12 +285,12 @@ class _Probe:
 
 
 def _reached(found: Table, truth: Table, classes: int) -> Metric:
-    """Return AUROC, the mean over classes of one against the rest, or for a measure R2."""
+    """Return AUROC of each class against the rest, (K,), or for a measure R2, (1,)."""
 
-    def metric(kept: NDArray[np.bool_]) -> float:
+    def metric(kept: NDArray[np.bool_]) -> Table:
         if not classes:
-            return regression_errors(found[kept, 0], truth[kept]).r2
-        return float(mean_of([auroc(found[kept, k], (truth[kept] == k).astype(float)) for k in range(classes)]))
+            return np.array([regression_errors(found[kept, 0], truth[kept]).r2])
+        return np.array([auroc(found[kept, k], (truth[kept] == k).astype(float)) for k in range(classes)])
 
     return metric
 
@@ -292,23 +300,28 @@ def _found_again(train: Table, answers: Answers, scored: Table, truth: Table) ->
     x, q = standardized(train, scored)
     similarity = cosine_similarity(q, x)
     relevant = truth[:, None] == answers.values[None]
-    return lambda kept: mean_average_precision(similarity[kept], relevant[kept])
+    return lambda kept: np.array([mean_average_precision(similarity[kept], relevant[kept])])
 
 
 def pseudo_values(metrics: Sequence[Metric], patients: Sequence[str]) -> Table:
-    """Give each patient a share of a measure that is no mean over patients: jackknife pseudo-values, (S, P).
+    """Give each patient a share of a measure that is no mean over patients, (S, P), to be resampled like any score.
 
-    P times the measure on all, minus P - 1 times that without the patient. Their mean is the measure itself (for AUROC
-    exactly so), and they can be resampled like any score. A measure undefined without a patient counts as unchanged.
-
-    Source: Dorfman, Berbaum and Metz 1992, Investigative Radiology 27 (9).
+    They are `metrics.shares.shares` of each class, then the mean over classes, so that their mean is the measure. A
+    class undefined without a patient, who alone has it, counts as unchanged there: it must not fall out of the mean.
     """
     names = sorted(set(patients))
+    of = np.array([names.index(patient) for patient in patients])
     rows = []
     for metric in metrics:
-        whole = metric(np.ones(len(patients), bool))
-        without = [metric(np.array([p != name for p in patients])) for name in names]
-        rows.append([len(names) * whole - (len(names) - 1) * (whole if np.isnan(w) else w) for w in without])
+        whole = metric(np.ones(len(patients), bool))  # (K,)
+        without = [metric(of != n) for n in range(len(names))]  # P times (K,)
+
+        def of_class(kept: Sequence[int], k: int, whole: Table = whole, without: list[Table] = without) -> float:
+            left = set(range(len(without))) - set(kept)
+            return float(without[left.pop()][k] if left else whole[k])
+
+        table = np.stack([shares(partial(of_class, k=k), len(names)) for k in range(len(whole))])  # (K, P)
+        rows.append(mean_of(np.where(np.isnan(table), whole[:, None], table), 0))
     return np.array(rows, dtype=np.float64)
 
 

@@ -160,20 +160,58 @@ def test_more_labelled_images_than_there_are_is_one_clear_line(store: Store, enc
 
 
 @given(seed=st.integers(0, 50))
-def test_pseudo_values_of_auroc_average_to_auroc(seed: int) -> None:
+def test_the_shares_of_auroc_average_to_auroc_whatever_classes_a_patient_is_alone_in(seed: int) -> None:
     random = np.random.default_rng(seed)
-    truth = np.array([0.0, 1.0, 0.0, 1.0, *random.integers(0, 2, 6)])
-    scores = random.normal(size=10)
+    truth = np.array([0, 1, 2, *random.integers(0, 2, 9)])  # one patient alone has class 2
+    scores = random.normal(size=(12, 4))  # nobody has class 3
 
-    def metric(kept: np.ndarray) -> float:
-        return auroc(scores[kept], truth[kept])
+    def metric(kept: np.ndarray) -> np.ndarray:
+        return np.array([auroc(scores[kept, k], (truth[kept] == k).astype(float)) for k in range(4)])
 
-    table = pseudo_values([metric], [f"p{i}" for i in range(10)])
-    assert table.shape == (1, 10)
-    np.testing.assert_allclose(table.mean(), auroc(scores, truth))
+    table = pseudo_values([metric], [f"p{i // 2}" for i in range(12)])
+    assert table.shape == (1, 6)
+    whole = np.mean([auroc(scores[:, k], (truth == k).astype(float)) for k in range(3)])
+    np.testing.assert_allclose(table.mean(), whole)
+
+
+def test_a_class_that_one_patient_alone_has_weighs_on_no_share_of_the_others() -> None:
+    random = np.random.default_rng(0)
+    truth, right = np.array([0] * 9 + [1] * 10 + [2]), np.eye(3)[[0] * 9 + [1] * 10 + [2]]
+    scores = right + random.normal(0, 0.1, (20, 3))
+    scores[-1, 2] = scores[:, 2].min() - 1  # that one is found last
+
+    def metric(kept: np.ndarray) -> np.ndarray:
+        return np.array([auroc(scores[kept, k], (truth[kept] == k).astype(float)) for k in range(3)])
+
+    table = pseudo_values([metric], [f"p{i:02d}" for i in range(20)])
+    np.testing.assert_allclose(metric(np.ones(20, bool)), [1, 1, 0], atol=0.02)
+    np.testing.assert_allclose(table, 2 / 3, atol=0.05)
+
+
+@given(seed=st.integers(0, 20))
+def test_a_difference_is_the_difference_of_the_scores_beside_it(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    truth = random.normal(size=9)
+    tables, scores = [], []
+    for _ in range(2):
+        found = truth + random.normal(0, 1, 9)
+
+        def r2(kept: np.ndarray, found: np.ndarray = found) -> np.ndarray:
+            return np.array([1 - ((found - truth)[kept] ** 2).sum() / ((truth[kept] - truth[kept].mean()) ** 2).sum()])
+
+        tables.append(pseudo_values([r2], list("abcdefghi")))
+        scores.append(r2(np.ones(9, bool))[0])
+    np.testing.assert_allclose((tables[0] - tables[1]).mean(), scores[0] - scores[1])
 
 
 def test_pseudo_values_of_a_mean_are_the_patients_own() -> None:
     values = np.array([0.1, 0.5, 0.3, 0.7])
-    table = pseudo_values([lambda kept: float(values[kept].mean())], ["a", "b", "c", "d"])
+    table = pseudo_values([lambda kept: values[kept].mean(keepdims=True)], ["a", "b", "c", "d"])
     np.testing.assert_allclose(table[0], values)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_whose_images_all_have_the_same_is_one_clear_line(store: Store, encoder: Encoder, split: str) -> None:
+    values = {row.image_id: float(i % 2 and row.split != split) for i, row in enumerate(store.rows)}
+    with pytest.raises(DataError, match=f"images in split '{split}' have the same mine"):
+        probe_images(encoder, store, Target("mine", "classes", values, ("0", "1")), CONFIG, seeds=1)
