@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..batch import hash64
 from ..errors import DataError
-from ..metrics import Interval, bootstrap, class_numbers, dice, draw_images, mean_of, per_patient
+from ..metrics import Interval, bootstrap, class_numbers, dice, draw_images, holm, mean_of, per_patient
 from ..progress import Progress, silent
 from ..store import Store
 from .arms import Arm, EncoderArm, NoNetworkArm
@@ -51,7 +51,7 @@ class ProbeResult:
     labelled: int
     """Images the readout was fitted on."""
     differences: Mapping[str, Interval]
-    """Control to the encoder's Dice minus the control's."""
+    """Control to the encoder's Dice minus the control's, corrected for how many controls there are (Holm)."""
 
     def mean(self, arm: str) -> float:
         """Return an arm's Dice: the mean over classes, then images of a patient, then patients and seeds."""
@@ -150,11 +150,13 @@ def _probe(
     scores = {name: np.stack(table) for name, table in tables.items()}
     patients = tuple(store.row(i).subject_id for i in scored)
     by_patient = {name: per_patient(mean_of(table, 2), patients) for name, table in scores.items()}
-    differences = {
-        name: bootstrap(by_patient[ENCODER] - by_patient[name], confidence=config.confidence)
-        for name in names
-        if name != ENCODER
-    }
+    differences = holm(
+        {
+            name: bootstrap(by_patient[ENCODER] - by_patient[name], confidence=config.confidence)
+            for name in names
+            if name != ENCODER
+        }
+    )
     return ProbeResult(scores, scored, patients, store.classes, config.split, config.images, differences)
 
 

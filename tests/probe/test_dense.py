@@ -129,6 +129,17 @@ def test_fresh_weights_against_fresh_weights_are_not_called_better(store: Store,
     assert "encoder" in str(result)
 
 
+def test_differences_are_corrected_for_both_controls(store: Store, encoder: Encoder) -> None:
+    result = probe_encoder(encoder, store, ProbeConfig(images=2, points=200), seeds=2)
+    found = sorted(result.differences.values(), key=lambda interval: interval.p)
+    assert [interval.comparisons for interval in found] == [2, 2]
+    first = min(1.0, 2 * found[0].p)
+    assert found[0].p_corrected == pytest.approx(first)
+    assert found[1].p_corrected == pytest.approx(max(first, found[1].p))
+    for interval in found:  # with two seeds two comparisons decide nothing
+        assert interval.verdict == "undecided"
+
+
 def test_the_probe_leaves_random_state_and_mode_of_the_encoder_alone(store: Store, encoder: Encoder) -> None:
     encoder.train()
     before, weights = torch.get_rng_state(), [p.clone() for p in encoder.parameters()]
