@@ -108,21 +108,31 @@ def match_boxes(images: Sequence[Found], overlap: float, *, most: int = 100) -> 
     Source: Lin et al. 2014, arXiv:1405.0312 (COCO), as in MONAI's `matching_batch`.
     """
     if not 0 < overlap <= 1:
+        raise ValueError(f"overlap must be above 0 and at most 1, got {overlap}")  # also without an image
+    return pooled([match_boxes_in(image, overlap, most=most) for image in images])
+
+
+def match_boxes_in(image: Found, overlap: float, *, most: int = 100) -> Matched:
+    """Tell hits from false positives in one image; see `match_boxes`."""
+    if not 0 < overlap <= 1:
         raise ValueError(f"overlap must be above 0 and at most 1, got {overlap}")
-    scores, hits = [np.zeros(0)], [np.zeros(0, dtype=bool)]
-    for image in images:
-        order = np.argsort(-image.scores, kind="stable")[:most]
-        table = box_overlap(image.boxes[order], image.truth)  # (D, G)
-        hit = np.zeros(len(order), dtype=bool)
-        for d in range(len(order) if table.shape[1] else 0):
-            best = table.shape[1] - 1 - int(table[d, ::-1].argmax())  # the last of equals, as COCO's code has it
-            if table[d, best] >= overlap:
-                hit[d], table[:, best] = True, -1.0
-        scores.append(np.asarray(image.scores, dtype=np.float64)[order])
-        hits.append(hit)
-    all_scores, all_hits = np.concatenate(scores), np.concatenate(hits)
-    order = np.argsort(-all_scores, kind="stable")
-    return Matched(all_scores[order], all_hits[order], sum(len(image.truth) for image in images), len(images))
+    order = np.argsort(-image.scores, kind="stable")[:most]
+    table = box_overlap(image.boxes[order], image.truth)  # (D, G)
+    hit = np.zeros(len(order), dtype=bool)
+    for d in range(len(order) if table.shape[1] else 0):
+        best = table.shape[1] - 1 - int(table[d, ::-1].argmax())  # the last of equals, as COCO's code has it
+        if table[d, best] >= overlap:
+            hit[d], table[:, best] = True, -1.0
+    return Matched(np.asarray(image.scores, dtype=np.float64)[order], hit, len(image.truth), 1)
+
+
+def pooled(images: Sequence[Matched]) -> Matched:
+    """Put the detections of images together, the surest first; of equals those of the earlier image."""
+    scores = np.concatenate([np.zeros(0), *(image.scores for image in images)])
+    hits = np.concatenate([np.zeros(0, dtype=bool), *(image.hit for image in images)])
+    order = np.argsort(-scores, kind="stable")
+    targets, count = sum(image.targets for image in images), sum(image.images for image in images)
+    return Matched(scores[order], hits[order], targets, count)
 
 
 def froc(matched: Matched, *, rates: Sequence[float] = LUNA_RATES) -> Froc:
