@@ -118,13 +118,9 @@ def probe_stability(
     for seed in range(seeds):
         progress("probe stability", seed, seeds)
         for arm, judged in {ENCODER: encoder, RANDOM: with_random_weights(encoder, seed)}.items():
-            pooler = Pooler(judged, window=config.window, slice_axis=config.slice_axis)
-            pictures = [read_picture(store, image_id) for image_id in images]
-            before = np.stack([pooler.whole(picture) for picture in pictures])
-            for change, (kind, amount) in changes.items():
-                random = [hash64(seed, change, image_id) for image_id in images]
-                after = np.stack([pooler.whole(changed(p, kind, amount, key)) for p, key in zip(pictures, random)])
-                tables[change].setdefault(arm, []).append(_compared(before, after))
+            before, after = _embedded(judged, store, images, config, seed)
+            for change in changes:
+                tables[change].setdefault(arm, []).append(_compared(before, after[change]))
     progress("probe stability", seeds, seeds)
     patients = [subjects[image_id] for image_id in images]
     return StabilityResult(
@@ -143,6 +139,22 @@ def probe_stability(
         patients=len(set(patients)),
         split=config.split,
     )
+
+
+def _embedded(
+    encoder: Encoder, store: Store, images: tuple[str, ...], config: ProbeConfig, seed: int
+) -> tuple[Table, dict[str, Table]]:
+    """Return the images' vectors (I, F), and those after each change, with one image in memory at a time."""
+    pooler = Pooler(encoder, window=config.window, slice_axis=config.slice_axis)
+    changes = _changes(config.stability)
+    before: list[Table] = []
+    after: dict[str, list[Table]] = {change: [] for change in changes}
+    for image_id in images:
+        picture = read_picture(store, image_id)
+        before.append(pooler.whole(picture))
+        for change, (kind, amount) in changes.items():
+            after[change].append(pooler.whole(changed(picture, kind, amount, hash64(seed, change, image_id))))
+    return np.stack(before), {change: np.stack(rows) for change, rows in after.items()}
 
 
 def _changes(config: StabilityConfig) -> dict[str, tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -59,6 +60,21 @@ def test_equal_seeds_give_equal_results(store: Store, encoder: Encoder) -> None:
     one, two = (probe_stability(encoder, store, config, seeds=1).to_dict() for _ in range(2))
     assert one == two
     assert one["images"] == 3
+
+
+def test_one_scan_is_in_memory_at_a_time(store: Store, encoder: Encoder) -> None:
+    held: list[int] = []
+
+    class Watched(Store):
+        def read(self, image_id: str, start: object = None, size: object = None) -> np.ndarray:
+            held.append(sum(type(one) is Picture for one in gc.get_objects()))
+            return super().read(image_id)
+
+    watched = Watched(store.folder, store.rows, {}, store.preparation)
+    few = StabilityConfig(noise=(0.1,), shift_mm=(), gamma=())
+    probe_stability(encoder, watched, ProbeConfig(stability=few), seeds=1)
+    assert len(held) == 12  # six images, two arms
+    assert max(held) - held[0] <= 2  # the last image and its changed copy, let go once this one is read
 
 
 @pytest.mark.parametrize(("kind", "amount"), [("noise", 0.0), ("shift_mm", 0.0), ("gamma", 1.0)])
