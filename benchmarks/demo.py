@@ -40,7 +40,11 @@ def main() -> None:
         "patients": len(comparison["patients"]),
         "labelled_images": comparison["counts"],
         "probe": {key: probe[key] for key in ("split", "labelled_images", "dice", "differences")},
-        "comparison": {key: comparison[key] for key in ("seeds", "steps", "dice", "hausdorff95_mm", "differences")},
+        "comparison": {
+            **{key: comparison[key] for key in ("seeds", "steps", "differences")},
+            "dice": comparison["values"],
+            "hausdorff95_mm": comparison["further"]["hausdorff95_mm"],
+        },
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -188,7 +188,7 @@ def main() -> None:
             for augment in (False, True):
                 began = time.perf_counter()
                 theirs, rate, validation = run_monai(store, config, count, arguments.seeds, augment=augment)
-                mine = ours.dice["scratch"][count]
+                mine = ours.values["scratch"][count]
                 row = {
                     "labelled_images": count,
                     "monai_augmented": augment,

@@ -15,14 +15,15 @@ def compare(
     encoder: Annotated[
         list[str], Option(help="Folder of an encoder, or the run that holds it; none for scratch. May be repeated.")
     ],
-    data: Annotated[Path, Option(help="Store, index, or datalist (JSON), with label maps.")],
+    data: Annotated[Path, Option(help="Store, index, or datalist (JSON), with what the task learns from.")],
     out: Annotated[Path, Option(help="Folder for the results; run again, only what is missing is trained.")],
+    task: Annotated[str, Option(help="segmentation, detection or classification.")] = "segmentation",
     counts: Annotated[str, Option(help="Numbers of labelled images, with commas between; all is one too.")] = "2,4,8",
     seeds: Annotated[int, Option(min=1, help="Paired seeds.")] = 3,
     scratch_longer: Annotated[
         int, Option(min=1, help="An arm more: scratch with so many times the steps; 1 for none.")
     ] = 1,
-    predictions: Annotated[bool, Option(help="Keep the segmentations of scored images beside their scores.")] = True,
+    predictions: Annotated[bool, Option(help="Keep what was found in scored images beside the scores.")] = True,
     recipe: Annotated[str | None, Option(help="Recipe to follow; that of the encoder's run unless given.")] = None,
     set_: SetOption = None,
     quiet: QuietFlag = False,
@@ -35,7 +36,7 @@ def compare(
     found = find_recipe(recipe, encoder, set_ or ())
     result = compare_encoders(
         encoder,
-        "segmentation",
+        task,
         data=data,
         counts=parse_counts(counts),
         seeds=seeds,

@@ -1,7 +1,8 @@
 """One training of a comparison, kept as a file: taken again only where it is whole and the same training was asked for.
 
-A cell is `cells/NAME.json` with the scores of every image, and `predictions/NAME.npz` with the segmentations, where
-NAME is the fingerprint of all that decides the training. A seal over the file's content tells changed ones.
+A cell is `cells/NAME.json` with the scores of every image, and `predictions/NAME.npz` with what was found
+(segmentations, say), where NAME is the fingerprint of all that decides the training. A seal over the file's
+content tells changed ones.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from ..config import fingerprint
 from ..files import write_bytes, write_json
 from ..version import __version__
-from .scoring import ImageScore
+from .task import Task
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-Scores = dict[str, tuple[ImageScore, ...]]
+FORMAT = 3
+Scores = dict[str, tuple[Any, ...]]
 """Split to the scores of its images."""
 
 
@@ -44,6 +44,7 @@ class Cell:
 class Decides:
     """All that decides a training's numbers, by content."""
 
+    task: str
     design: str
     """Fingerprint of architecture and first weights."""
     store: str
@@ -57,6 +58,7 @@ class Decides:
         """Return plain JSON types."""
         return {
             "format": FORMAT,
+            "task": self.task,
             "design": self.design,
             "store": self.store,
             "images": list(self.images),
@@ -73,14 +75,14 @@ class Decides:
 def write_cell(
     out: Path, cell: Cell, decides: Decides, scores: Scores, predictions: Mapping[str, NDArray[Any]] | None
 ) -> None:
-    """Keep a training's scores, and image by image its segmentations where they are given.
+    """Keep a training's scores, and image by image what was found where it is given.
 
     Args:
         out: folder of the comparison.
         cell: what it is called; shown to people, decides nothing.
         decides: names the files.
         scores: of every split.
-        predictions: image to class numbers (*); None keeps none.
+        predictions: image to an array, for segmentation class numbers (*); None keeps none.
     """
     kept = _write_predictions(out, decides.name, predictions) if predictions is not None else None
     value = {
@@ -97,11 +99,11 @@ def write_cell(
     write_json(_path(out, decides), {**value, "seal": _seal(value)})
 
 
-def read_cell(out: Path, decides: Decides) -> Scores | None:
+def read_cell(out: Path, decides: Decides, task: Task) -> Scores | None:
     """Return a cell's scores by split, or None where it must be trained.
 
     Not taken: a file that is cut or changed, one of another training under this name, one whose images are not those
-    that are to be scored, one whose segmentations were changed. Segmentations that were removed are not missed.
+    that are to be scored, one whose predictions were changed. Predictions that were removed are not missed.
     """
     path = _path(out, decides)
     if not path.is_file():
@@ -110,7 +112,7 @@ def read_cell(out: Path, decides: Decides) -> Scores | None:
         value = json.loads(path.read_text(encoding="utf-8"))
         reason = _fault(out, value, decides)
         if not reason:
-            return {split: tuple(map(ImageScore.from_dict, value["scores"][split])) for split in decides.scored}
+            return {split: tuple(map(task.score_from, value["scores"][split])) for split in decides.scored}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         reason = "is damaged"
     logger.warning("cell %s %s and is trained again", path.name, reason)
@@ -127,20 +129,14 @@ def _fault(out: Path, value: dict[str, Any], decides: Decides) -> str:
         scores = value["scores"][split]
         if sorted(score["image_id"] for score in scores) != sorted(ids):
             return "holds other images"
-        if not all(_is_share(v) for score in scores for v in score["dice"]):
-            return "holds a Dice that is none"
     kept = out / "predictions" / f"{decides.name}.npz"
     if kept.is_file() and hashlib.sha256(kept.read_bytes()).hexdigest() != value["predictions_sha256"]:
-        return "has other segmentations beside it"
+        return "has other predictions beside it"
     return ""
 
 
-def _is_share(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1)
-
-
-def read_predictions(out: Path | str, name: str) -> dict[str, NDArray[np.integer[Any]]]:
-    """Return a cell's segmentations: image to class numbers (*), on the store's grid.
+def read_predictions(out: Path | str, name: str) -> dict[str, NDArray[Any]]:
+    """Return what a cell found: image to an array, for segmentation class numbers (*) on the store's grid.
 
     Args:
         out: folder of the comparison.
@@ -154,12 +150,17 @@ def _write_predictions(out: Path, name: str, predictions: Mapping[str, NDArray[A
     import io
 
     data = io.BytesIO()
-    highest = max((int(found.max(initial=0)) for found in predictions.values()), default=0)
-    dtype = np.uint8 if highest < 256 else np.uint16
-    np.savez_compressed(data, **{image_id: found.astype(dtype) for image_id, found in predictions.items()})  # type: ignore[arg-type]
+    np.savez_compressed(data, **{image_id: _small(found) for image_id, found in predictions.items()})  # type: ignore[arg-type]
     (out / "predictions").mkdir(exist_ok=True)
     write_bytes(out / "predictions" / f"{name}.npz", data.getvalue())
     return hashlib.sha256(data.getvalue()).hexdigest()
+
+
+def _small(found: NDArray[Any]) -> NDArray[Any]:
+    """Return class numbers in few bytes, other numbers in float32."""
+    if not np.issubdtype(found.dtype, np.integer):
+        return found.astype(np.float32)
+    return found.astype(np.uint8 if found.max(initial=0) < 256 else np.uint16)
 
 
 def _path(out: Path, decides: Decides) -> Path:

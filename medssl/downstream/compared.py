@@ -19,7 +19,7 @@ from ..metrics import Interval, Saving, bootstrap, holm, label_saving, mean_of
 SCRATCH = "scratch"
 Table = NDArray[np.float64]
 Scores = Mapping[str, Mapping[int, Table]]
-"""Arm and count to Dice, (S, P)."""
+"""Arm and count to the measure, (S, P)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Difference:
 
 
 def all_differences(
-    dice: Scores, *, control: str = "", confidence: float = 0.95, draws: int = 2000
+    values: Scores, *, control: str = "", confidence: float = 0.95, draws: int = 2000
 ) -> tuple[Difference, ...]:
     """Compare every pair of arms, and correct for how many comparisons that makes.
 
@@ -50,16 +50,16 @@ def all_differences(
     differences over all counts, which the sentences speak of, and those at each count.
 
     Args:
-        dice: same seeds and patients everywhere.
+        values: same seeds and patients everywhere.
         control: the arm that is scratch trained longer; before scratch, behind the encoders.
         confidence: of the intervals, and 1 minus the chance of a wrong claim in a family.
         draws: of each bootstrap.
     """
     rank = {SCRATCH: 2, control or SCRATCH + " trained longer": 1}
-    arms = sorted(dice, key=lambda arm: rank.get(arm, 0))  # stable: encoders stay in their order
+    arms = sorted(values, key=lambda arm: rank.get(arm, 0))  # stable: encoders stay in their order
     pairs = [(a, b) for i, a in enumerate(arms) for b in arms[i + 1 :]]
-    counts = tuple(next(iter(dice.values())))
-    gaps = {(a, b, n): dice[a][n] - dice[b][n] for a, b in pairs for n in counts}
+    counts = tuple(next(iter(values.values())))
+    gaps = {(a, b, n): values[a][n] - values[b][n] for a, b in pairs for n in counts}
     by_count = holm({key: bootstrap(gap, confidence=confidence, draws=draws) for key, gap in gaps.items()})
     overall = holm(
         {
@@ -70,30 +70,35 @@ def all_differences(
     return tuple(Difference(a, b, {n: by_count[a, b, n] for n in counts}, overall[a, b]) for a, b in pairs)
 
 
-def all_savings(dice: Scores, arms: Sequence[str], confidence: float) -> dict[str, dict[int, Saving]]:
+def all_savings(values: Scores, arms: Sequence[str], confidence: float) -> dict[str, dict[int, Saving]]:
     """Tell for each encoder and count how many labels scratch needs; nothing without scratch or with one count."""
-    if SCRATCH not in dice or len(dice[SCRATCH]) < 2:
+    if SCRATCH not in values or len(values[SCRATCH]) < 2:
         return {}
     return {
-        arm: {n: label_saving(t, dice[SCRATCH], n, confidence=confidence) for n, t in dice[arm].items()} for arm in arms
+        arm: {n: label_saving(t, values[SCRATCH], n, confidence=confidence) for n, t in values[arm].items()}
+        for arm in arms
     }
 
 
 @dataclass(frozen=True)
 class CompareResult:
-    """Dice of every arm on the same patients, and how far the arms differ."""
+    """The measure of every arm on the same patients, and how far the arms differ."""
 
     out: Path | None
     """Folder of the cells; None where nothing was kept."""
+    task: str
+    measure: str
+    """What `values` are, in the field's words; more is better."""
     arms: tuple[str, ...]
     counts: tuple[int, ...]
     seeds: int
     split: str
     patients: tuple[str, ...]
     steps: int
-    dice: Scores
-    hausdorff95_mm: Mapping[str, Mapping[int, float]]
-    """Arm and count to the mean over structures that were found; in voxels where images have no spacing."""
+    values: Scores
+    further: Mapping[str, Mapping[str, Mapping[int, float]]]
+    """Other numbers by name, arm and count. For segmentation `hausdorff95_mm`, the mean over structures that were
+    found, in voxels where images have no spacing."""
     rates: Mapping[str, Mapping[int, float]]
     """Arm and count to the learning rate that was chosen."""
     searched: tuple[float, ...]
@@ -116,7 +121,7 @@ class CompareResult:
 
     @property
     def differences(self) -> dict[str, Mapping[int, Interval]]:
-        """Encoder and count to its Dice minus that of scratch; empty where scratch is no arm."""
+        """Encoder and count to its value minus that of scratch; empty where scratch is no arm."""
         return {pair.first: pair.by_count for pair in self._against_scratch()}
 
     @property
@@ -140,14 +145,14 @@ class CompareResult:
         searched = f", learning rate chosen by validation from {rates}" if self.searched else ""
         longer = f", {self.control} {self.control_steps}" if self.control else ""
         patients = f"{len(self.patients)} {self.split} patient{'s' * (len(self.patients) != 1)}"
-        return f"Dice on {patients}, {_seeds(self.seeds, 'paired ')}, {self.steps} steps{longer}{searched}"
+        return f"{self.measure} on {patients}, {_seeds(self.seeds, 'paired ')}, {self.steps} steps{longer}{searched}"
 
     def _table(self, row: Callable[[str, Sequence[str]], str]) -> list[str]:
         """Return the lines of the table, each made by `row` from its name and a cell for each count."""
         names = [f"{count} (all)" if count == self.all_images else str(count) for count in self.counts]
         lines = [row("labelled images", names)]
         for arm in self.arms:
-            lines.append(row(arm, [f"{mean_of(self.dice[arm][count]):.3f}" for count in self.counts]))
+            lines.append(row(arm, [f"{mean_of(self.values[arm][count]):.3f}" for count in self.counts]))
         for pair in self.pairs:
             intervals = [pair.by_count[count] for count in self.counts]
             lines.append(row(f"{pair.first} minus {pair.second}", [str(interval) for interval in intervals]))
@@ -180,7 +185,7 @@ class CompareResult:
     def _sentence(self, pair: Difference) -> str:
         interval = pair.overall
         numbers = (
-            f"{interval.mean:+.3f} Dice over all counts, {100 * interval.confidence:.0f}% interval "
+            f"{interval.mean:+.3f} {self.measure} over all counts, {100 * interval.confidence:.0f}% interval "
             f"[{interval.low:+.3f}, {interval.high:+.3f}]"
         )
         if interval.p_corrected is not None:
@@ -196,9 +201,10 @@ class CompareResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        by = {arm: {str(c): _plain(table) for c, table in counts.items()} for arm, counts in self.dice.items()}
+        by = {arm: {str(c): _plain(table) for c, table in counts.items()} for arm, counts in self.values.items()}
         return {
-            "task": "segmentation",
+            "task": self.task,
+            "measure": self.measure,
             "out": None if self.out is None else str(self.out),
             "arms": list(self.arms),
             "counts": list(self.counts),
@@ -208,8 +214,8 @@ class CompareResult:
             "patients": list(self.patients),
             "steps": self.steps,
             "control": {"arm": self.control, "steps": self.control_steps} if self.control else None,
-            "dice": {a: _keyed({n: float(mean_of(t)) for n, t in c.items()}) for a, c in self.dice.items()},
-            "hausdorff95_mm": {arm: _keyed(values) for arm, values in self.hausdorff95_mm.items()},
+            "values": {a: _keyed({n: float(mean_of(t)) for n, t in c.items()}) for a, c in self.values.items()},
+            "further": {name: {arm: _keyed(by) for arm, by in arms.items()} for name, arms in self.further.items()},
             "learning_rates": list(self.searched),
             "chosen_rates": {arm: _keyed(rates) for arm, rates in self.rates.items()},
             "differences": {
@@ -220,13 +226,15 @@ class CompareResult:
             "pairs": [pair.to_dict() for pair in self.pairs],
             "savings": {a: {str(n): saving.to_dict() for n, saving in by.items()} for a, by in self.savings.items()},
             "sentences": list(self.sentences),
-            "patient_dice": by,
+            "patient_values": by,
             "computed": self.computed,
         }
 
     def _ups(self, arm: str) -> dict[str, str]:
         """Count the cells and the patients in which an encoder is above scratch."""
-        gaps = np.stack([self.dice[arm][count] - self.dice[SCRATCH][count] for count in self.counts])  # (counts, S, P)
+        gaps = np.stack(
+            [self.values[arm][count] - self.values[SCRATCH][count] for count in self.counts]
+        )  # (counts, S, P)
         cells, patients = mean_of(gaps, 2) > 0, mean_of(mean_of(gaps, 0), 0) > 0
         return {
             "cells_up": f"{int(cells.sum())} of {cells.size}",
@@ -259,6 +267,6 @@ def _seeds(n: int, kind: str = "") -> str:
 
 
 def with_comparisons(result: CompareResult, confidence: float) -> CompareResult:
-    """Return a result with the differences and savings that its Dice tell."""
-    pairs = all_differences(result.dice, control=result.control, confidence=confidence)
-    return replace(result, pairs=pairs, savings=all_savings(result.dice, result.encoders, confidence))
+    """Return a result with the differences and savings that its values tell."""
+    pairs = all_differences(result.values, control=result.control, confidence=confidence)
+    return replace(result, pairs=pairs, savings=all_savings(result.values, result.encoders, confidence))

@@ -10,6 +10,7 @@ Shapes: S seeds, P test patients.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,9 +33,10 @@ from .cells import Cell, Decides, Scores, read_cell, write_cell
 from .compared import SCRATCH, CompareResult, with_comparisons
 from .config import FinetuneConfig
 from .figure import draw_comparison
-from .finetuning import train_segmenter
-from .scoring import ImageScore, hausdorff_of, patient_dice, score_images
-from .start import Design, Start, as_encoder, labelled, one_process, open_data, warn_of_other_preparation
+from .finetuning import train_network
+from .start import Design, Start, as_encoder, one_process, open_data, warn_of_other_preparation
+from .task import Task
+from .tasks import task_named
 
 Count = int | Literal["all"]
 
@@ -61,7 +63,7 @@ def compare_encoders(
     Args:
         encoders: encoders, their folders or runs; None (or "none") is training from scratch, in the architecture of the
             first encoder.
-        task: `segmentation`.
+        task: `segmentation`, `detection` or `classification`.
         data: a store, an index, or a datalist; what is no store is prepared into `out/store` first.
         counts: numbers of labelled images, from as many patients as possible; `all` is all there are.
         seeds: how many; each chooses labelled images, new weights, order and augmentation, the same for all arms.
@@ -74,7 +76,7 @@ def compare_encoders(
             unless given; with fewer than two there is no search.
         names: of the arms; the names of their folders unless given.
         scratch_longer: above 1, an arm more: scratch with so many times the steps.
-        predictions: whether the segmentations of scored images are kept beside the scores.
+        predictions: whether what was found in scored images is kept beside the scores.
         progress: told of the trainings.
 
     Raises:
@@ -89,8 +91,8 @@ def compare_encoders(
         with tempfile.TemporaryDirectory(prefix="medssl-compare-", ignore_cleanup_errors=True) as folder:
             result = compare_encoders(encoders, task, out=Path(folder) / "comparison", **keys)
         return replace(result, out=None)
-    config, out = config or FinetuneConfig(), Path(out)
-    _check(task, encoders, counts, seeds, scratch_longer)
+    doing, config, out = task_named(task), config or FinetuneConfig(), Path(out)
+    _check(encoders, counts, seeds, scratch_longer)
     control = f"{SCRATCH} x{scratch_longer}" if scratch_longer > 1 else ""
     arms = _arms(encoders, network, names, control)
     preparations = [design.encoder.preparation for design in arms.values() if design.encoder is not None]
@@ -100,7 +102,7 @@ def compare_encoders(
     store = open_data(data, out / "store", preparation=preparation, prepare=prepare, progress=progress)
     for other in preparations[1:]:
         warn_of_other_preparation(store, other)
-    numbers = _numbers(counts, store)
+    numbers = _numbers(counts, store, doing.images(store, "train", config))
     rates = tuple(learning_rates if learning_rates is not None else config.learning_rates)
     rates = tuple(sorted(set(rates))) or (config.learning_rate,)
     if len(rates) > 1 and config.split == "validation":
@@ -109,7 +111,7 @@ def compare_encoders(
         )
     _make(out)
     steps = {arm: config.steps * (scratch_longer if arm == control else 1) for arm in arms}
-    bench = _Bench(arms, steps, store, config, out, search=len(rates) > 1, keep=predictions)
+    bench = _Bench(doing, arms, steps, store, config, out, search=len(rates) > 1, keep=predictions)
     cells = [Cell(arm, n, seed, rate) for n in numbers for seed in range(seeds) for arm in arms for rate in rates]
     for done, cell in enumerate(cells):
         progress("compare", done, len(cells))
@@ -139,9 +141,7 @@ def parse_counts(text: str) -> tuple[Count, ...]:
     return counts
 
 
-def _check(task: str, encoders: Sequence[Start], counts: Sequence[Count], seeds: int, scratch_longer: int) -> None:
-    if task != "segmentation":
-        raise UsageError(f"there is no task {task!r}", fix="use segmentation")
+def _check(encoders: Sequence[Start], counts: Sequence[Count], seeds: int, scratch_longer: int) -> None:
     if not encoders or not counts or seeds < 1 or any(n != "all" and (isinstance(n, str) or n < 1) for n in counts):
         raise UsageError("nothing to compare", fix="give an encoder or none, a count and a seed, each at least one")
     if scratch_longer < 1:
@@ -150,9 +150,8 @@ def _check(task: str, encoders: Sequence[Start], counts: Sequence[Count], seeds:
         )
 
 
-def _numbers(counts: Sequence[Count], store: Store) -> tuple[int, ...]:
+def _numbers(counts: Sequence[Count], store: Store, available: Sequence[str]) -> tuple[int, ...]:
     """Return the counts as rising numbers."""
-    available = labelled(store, "train")
     numbers = tuple(sorted({len(available) if n == "all" else int(n) for n in counts}))
     if numbers[-1] > len(available):
         raise DataError(
@@ -206,6 +205,7 @@ class _Bench:
 
     def __init__(
         self,
+        task: Task,
         arms: Mapping[str, Design],
         steps: Mapping[str, int],
         store: Store,
@@ -215,12 +215,12 @@ class _Bench:
         search: bool,
         keep: bool,
     ) -> None:
-        self.arms, self.steps, self.store, self.config, self.out = arms, steps, store, config, out
+        self.task, self.arms, self.steps, self.store, self.config, self.out = task, arms, steps, store, config, out
         self.search, self.keep = search, keep
         self.designs = {name: design.fingerprint for name, design in arms.items()}
-        self.subjects = {i: store.row(i).subject_id for i in labelled(store, "train")}
+        self.subjects = {i: store.row(i).subject_id for i in task.images(store, "train", config)}
         self.splits = (config.split, "validation") if search else (config.split,)
-        self.scored = {split: labelled(store, split) for split in self.splits}
+        self.scored = {split: task.images(store, split, config) for split in self.splits}
         self.cells: dict[Cell, Scores] = {}
         self.computed = 0
 
@@ -230,13 +230,14 @@ class _Bench:
         config = self.config.model_copy(update=changed)
         images = draw_images(self.subjects, cell.count, cell.seed)
         decides = Decides(
+            task=self.task.name,
             design=self.designs[cell.arm],
             store=self.store.fingerprint,
             images=images,
             scored=self.scored,
             finetune={k: v for k, v in result_fields(config).items() if k not in ("learning_rates", "confidence")},
         )
-        found = read_cell(self.out, decides)
+        found = read_cell(self.out, decides, self.task)
         if found is None:
             found, maps = self._train(cell, config, images)
             write_cell(self.out, cell, decides, found, maps if self.keep else None)
@@ -249,18 +250,11 @@ class _Bench:
         config = config.model_copy(update={"checkpoint_steps": config.steps})
         maps: dict[str, NDArray[Any]] = {}
         with tempfile.TemporaryDirectory(prefix=".cell-", dir=self.out) as folder:
-            segmenter, _ = train_segmenter(self.arms[cell.arm], self.store, config, images, Path(folder))
-        scores = {
-            split: score_images(
-                segmenter,
-                self.store,
-                ids,
-                mirror_axes=config.mirror_axes,
-                tolerance_mm=config.surface_tolerance_mm,
-                keep=maps.__setitem__ if split == config.split else None,
-            )
-            for split, ids in self.scored.items()
-        }
+            network, _ = train_network(self.task, self.arms[cell.arm], self.store, config, images, Path(folder))
+        scores = {}
+        for split, ids in self.scored.items():
+            keep = maps.__setitem__ if split == config.split else None
+            scores[split] = self.task.score(network, self.store, config, ids, keep=keep)
         return scores, maps
 
     def result(
@@ -270,27 +264,40 @@ class _Bench:
         split = self.config.split
         chosen = {arm: {n: self._best_rate(arm, n, seeds, rates) for n in counts} for arm in self.arms}
 
-        def scores(arm: str, n: int, seed: int) -> tuple[ImageScore, ...]:
+        def scores(arm: str, n: int, seed: int) -> tuple[Any, ...]:
             return self.cells[Cell(arm, n, seed, chosen[arm][n])][split]
 
-        dice = {
-            arm: {n: np.stack([patient_dice(scores(arm, n, seed)) for seed in range(seeds)]) for n in counts}
+        values = {
+            arm: {n: np.stack([self._table(scores(arm, n, seed)) for seed in range(seeds)]) for n in counts}
             for arm in self.arms
         }
-        distances = {
-            arm: {n: float(mean_of([hausdorff_of(scores(arm, n, seed)) for seed in range(seeds)])) for n in counts}
+        beside = {
+            arm: {
+                n: [self.task.further(scores(arm, n, seed), self.store, self.config) for seed in range(seeds)]
+                for n in counts
+            }
             for arm in self.arms
+        }
+        names = dict.fromkeys(name for by in beside.values() for many in by.values() for one in many for name in one)
+        further = {
+            name: {
+                arm: {n: float(mean_of(np.array([one.get(name, np.nan) for one in many]))) for n, many in by.items()}
+                for arm, by in beside.items()
+            }
+            for name in names
         }
         found = CompareResult(
             out=self.out,
+            task=self.task.name,
+            measure=self.task.measure,
             arms=tuple(self.arms),
             counts=counts,
             seeds=seeds,
             split=split,
             patients=tuple(sorted({self.store.row(i).subject_id for i in self.scored[split]})),
             steps=self.config.steps,
-            dice=dice,
-            hausdorff95_mm=distances,
+            values=values,
+            further=further,
             rates=chosen,
             searched=rates if self.search else (),
             pairs=(),
@@ -306,7 +313,11 @@ class _Bench:
             return rates[0]
 
         def on_validation(rate: float) -> float:
-            by_seed = [patient_dice(self.cells[Cell(arm, count, s, rate)]["validation"]) for s in range(seeds)]
-            return float(mean_of(by_seed))
+            by_seed = [self._table(self.cells[Cell(arm, count, s, rate)]["validation"]) for s in range(seeds)]
+            value = float(mean_of(by_seed))
+            return value if math.isfinite(value) else -math.inf
 
         return max(rates, key=on_validation)
+
+    def _table(self, scores: Sequence[Any]) -> NDArray[np.float64]:
+        return self.task.table(scores, self.store, self.config)

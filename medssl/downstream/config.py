@@ -9,10 +9,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from ..config import Section, no_result
 from ..views.intensity import IntensityConfig
 from ..views.spatial import SpatialConfig
+from .classification_config import ClassificationConfig
+from .detection_config import DetectionConfig
 
 
 class FinetuneConfig(Section):
-    """How a segmenter is trained, from an encoder or from scratch, and how it is scored.
+    """How a task network is trained, from an encoder or from scratch, and how it is scored.
 
     The whole pretrained network is taken over and, unless `train` says otherwise, all of it is trained: freezing first
     lost (Dice .789 whole, .776 half frozen, .581 head only on hippocampus with few labels). Training from scratch has
@@ -79,6 +81,10 @@ class FinetuneConfig(Section):
     times the work. Not where a label tells left from right. An exported bundle does not mirror."""
     surface_tolerance_mm: NonNegativeFloat = 1.0
     """Distance within which a surface counts as found, for surface Dice; in voxels where images have no spacing."""
+    detection: DetectionConfig = DetectionConfig()
+    """What a detector finds, and how."""
+    classification: ClassificationConfig = ClassificationConfig()
+    """What is told of whole images, and how."""
     plan: bool = False
     """Take crop, batch size and, where images are still to be prepared, spacing from the data within `memory_gb`, as
     `--plan` shows them."""

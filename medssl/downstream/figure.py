@@ -1,4 +1,4 @@
-"""The plot of a comparison: Dice by number of labels, and each encoder's difference from scratch."""
+"""The plot of a comparison: the measure by number of labels, and each encoder's difference from scratch."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _STYLE: dict[str, Any] = {
 def draw_comparison(result: CompareResult, path: Path) -> Path:
     """Draw a comparison as SVG; equal results give equal bytes.
 
-    Left: Dice of each arm, a small point for each seed and a line through the means. Right: every difference from
-    scratch (of the first arm, where scratch is none) with its interval.
+    Left: the measure of each arm, a small point for each seed and a line through the means. Right: every
+    difference from scratch (of the first arm, where scratch is none) with its interval.
 
     Args:
         result: of `compare_encoders`.
@@ -51,13 +51,13 @@ def draw_comparison(result: CompareResult, path: Path) -> Path:
         axes = figure.subplots(1, 2 if pairs else 1, squeeze=False)[0]
         for arm, k in place.items():
             _arm(axes[0], result, arm, k)
-        axes[0].set_ylabel(f"Dice on {len(result.patients)} {result.split} patients")
+        axes[0].set_ylabel(f"{result.measure} on {len(result.patients)} {result.split} patients")
         if pairs:
             for k, pair in enumerate(pairs):
                 _difference(axes[1], result, pair, place[pair.first], (k - (len(pairs) - 1) / 2) * 0.09)
             axes[1].axhline(0, color="black", linewidth=0.8)
             sure = pairs[0].overall.confidence
-            axes[1].set_ylabel(f"Dice minus {versus}, {100 * sure:g}% interval")
+            axes[1].set_ylabel(f"{result.measure} minus {versus}, {100 * sure:g}% interval")
         for one in axes:
             one.set_xticks(range(len(result.counts)), [_name(result, n) for n in result.counts])
             one.set_xlim(-0.5, len(result.counts) - 0.5)
@@ -77,9 +77,9 @@ def _arm(axes: Any, result: CompareResult, arm: str, k: int) -> None:
     colour, marker = _COLOURS[k % 6], _MARKERS[k % 6]
     at = np.arange(len(result.counts)) + (k - (len(result.arms) - 1) / 2) * 0.07
     for place, count in zip(at, result.counts):
-        seeds = mean_of(result.dice[arm][count], 1)
+        seeds = mean_of(result.values[arm][count], 1)
         axes.plot(np.full(len(seeds), place), seeds, marker, color=colour, markersize=3, alpha=0.5, markeredgewidth=0)
-    means = [float(mean_of(result.dice[arm][count])) for count in result.counts]
+    means = [float(mean_of(result.values[arm][count])) for count in result.counts]
     axes.plot(at, means, color=colour, marker=marker, linestyle=_LINES[k % 6], linewidth=1.4, markersize=6, label=arm)
 
 

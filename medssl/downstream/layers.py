@@ -1,4 +1,4 @@
-"""Which weights of a segmenter move, and how fast: whole, in layers, the head first, or low-rank corrections alone.
+"""Which weights of a task network move, and how fast: whole, in layers, the head first, or low-rank corrections alone.
 
 LoRA: Hu et al. 2021, arXiv:2106.09685. Layer-wise decay: BEiT, Bao et al. 2021, arXiv:2106.08254, appendix.
 """
@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from ..batch import hash64
 from ..errors import RecipeError
 from ..methods.method import Group, decay_groups
-from ..nets.segmenter import Segmenter
+from ..nets.task_network import TaskNetwork
 from .config import FinetuneConfig
 
 _LAYER = re.compile(r"[^.\d]+\d*(\.\d+)?")
@@ -25,37 +25,37 @@ _ATTENTION = ("qkv", "to_q", "to_k", "to_v", "out_proj", "proj")
 """Names of attention's matrices in MONAI's and timm's networks; `proj` only where it stands in an `attn`."""
 
 
-def train_groups(segmenter: Segmenter, config: FinetuneConfig) -> list[Group]:
+def train_groups(network: TaskNetwork, config: FinetuneConfig) -> list[Group]:
     """Return what moves by `config.train`, at which share of `config.learning_rate`."""
-    head = segmenter.head_parameters()
+    head = network.head_parameters()
     taken = {id(p) for p in head}
-    body = [p for p in segmenter.parameters() if id(p) not in taken]
-    groups = decay_groups(segmenter, rate=config.head_learning_rate / config.learning_rate, skip=body)
+    body = [p for p in network.parameters() if id(p) not in taken]
+    groups = decay_groups(network, rate=config.head_learning_rate / config.learning_rate, skip=body)
     if config.train == "linear":
         return groups
     if config.train == "lora":
-        small = {id(p) for module in _corrections(segmenter) for p in module.parameters()}
-        rest = [p for p in segmenter.parameters() if id(p) not in small]
-        return [*decay_groups(segmenter, skip=rest), *groups]
+        small = {id(p) for module in _corrections(network) for p in module.parameters()}
+        rest = [p for p in network.parameters() if id(p) not in small]
+        return [*decay_groups(network, skip=rest), *groups]
     wait = config.head_steps if config.train == "head_first" else 0
-    parts = layers(segmenter)
+    parts = layers(network)
     if config.layer_decay == 1:
-        return [*decay_groups(segmenter, skip=head, frozen_steps=wait), *groups]
+        return [*decay_groups(network, skip=head, frozen_steps=wait), *groups]
     for depth, layer in enumerate(parts):
         own = {id(p) for p in layer}
-        others = [p for p in segmenter.parameters() if id(p) not in own]
+        others = [p for p in network.parameters() if id(p) not in own]
         rate = config.layer_decay ** (len(parts) - depth)
-        groups += decay_groups(segmenter, rate=rate, skip=others, frozen_steps=wait)
+        groups += decay_groups(network, rate=rate, skip=others, frozen_steps=wait)
     return groups
 
 
-def layers(segmenter: Segmenter) -> list[list[nn.Parameter]]:
+def layers(network: TaskNetwork) -> list[list[nn.Parameter]]:
     """Return the parameters an encoder brings, layer by layer from the image on; each stands in one layer.
 
     A layer is a block of a ViT, a level of a U-Net on the way down or up, or what stands before, between and after.
     """
-    head, parts = {id(p) for p in segmenter.head_parameters()}, dict[str, list[nn.Parameter]]()
-    for name, parameter in segmenter.body().named_parameters():
+    head, parts = {id(p) for p in network.head_parameters()}, dict[str, list[nn.Parameter]]()
+    for name, parameter in network.body().named_parameters():
         if id(parameter) not in head:
             found = _LAYER.match(name)
             key = "stem" if _STEM.match(name) else found.group() if found else name
@@ -86,17 +86,17 @@ class LowRank(nn.Module):
         return weight + self.scale * (self.b @ self.a)
 
 
-def add_low_rank(segmenter: Segmenter, config: FinetuneConfig) -> None:
+def add_low_rank(network: TaskNetwork, config: FinetuneConfig) -> None:
     """Give every attention matrix of the body a correction, and keep the matrix itself as it is.
 
     Raises:
         RecipeError: the network has no attention.
     """
     generator = torch.Generator().manual_seed(hash64(config.seed, "low rank") & ((1 << 63) - 1))
-    targets = [module for name, module in segmenter.body().named_modules() if _is_attention(name, module)]
+    targets = [module for name, module in network.body().named_modules() if _is_attention(name, module)]
     if not targets:
         raise RecipeError(
-            f"{segmenter.spec['encoder']['name']} has no attention to correct",
+            f"{network.spec['encoder']['name']} has no attention to correct",
             where="finetune.train",
             fix="use full, head_first or linear",
         )
@@ -106,15 +106,15 @@ def add_low_rank(segmenter: Segmenter, config: FinetuneConfig) -> None:
         parametrize.register_parametrization(module, "weight", part)
 
 
-def merge_low_rank(segmenter: Segmenter) -> None:
+def merge_low_rank(network: TaskNetwork) -> None:
     """Add the corrections to the weights: the network is again the class it was, with the names it had."""
-    for module in segmenter.modules():
+    for module in network.modules():
         if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
-def _corrections(segmenter: Segmenter) -> list[LowRank]:
-    return [module for module in segmenter.modules() if isinstance(module, LowRank)]
+def _corrections(network: TaskNetwork) -> list[LowRank]:
+    return [module for module in network.modules() if isinstance(module, LowRank)]
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:

@@ -1,38 +1,30 @@
-"""What a downstream run starts from: labelled data, opened or prepared, and a task network, with or without weights."""
+"""What a downstream run starts from: data, opened or prepared, and an architecture, with or without weights."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..batch import hash64
 from ..config import Section, fingerprint
-from ..errors import DataError, RecipeError, UsageError
-from ..loading import Loader, LoaderConfig
+from ..errors import DataError, UsageError
 from ..nets.encoder import Encoder, load_encoder
-from ..nets.segmenter import Segmenter, load_encoder_into, segmenter_for
 from ..prepare import PrepareConfig, build_store, build_store_from_datalist, config_of
 from ..progress import Progress, silent
 from ..store import Store
 from ..train import TrainConfig
 from .config import FinetuneConfig
-from .layers import add_low_rank
 
 logger = logging.getLogger(__name__)
 
 Start = Encoder | Path | str | None
 """An encoder, its folder, the run that holds it; or None: from scratch."""
-
-_LARGEST = {2: 256, 3: 96}
 
 
 @dataclass(frozen=True)
@@ -94,11 +86,12 @@ def open_data(
         progress: told of the preparation.
 
     Raises:
-        DataError: there is no such data, or no label map in it.
+        DataError: there is no such data.
         UsageError: images must be prepared, and nothing says how.
     """
     if isinstance(data, Store):
-        return _checked(data, preparation)
+        warn_of_other_preparation(data, preparation)
+        return data
     path = Path(data)
     if path.is_file() or (path / "index.parquet").is_file():
         config = config_of(preparation) if preparation else prepare
@@ -106,13 +99,7 @@ def open_data(
             raise UsageError("nothing says how to prepare these images", where=str(path), fix="give --recipe")
         build = build_store_from_datalist if path.is_file() else build_store
         path = build(path, config, out, progress=progress).folder
-    return _checked(Store.open(path), preparation)
-
-
-def _checked(store: Store, preparation: Mapping[str, Any] | None) -> Store:
-    if not store.classes:
-        where = str(store.folder)
-        raise DataError("no image of the store has a label map", where=where, fix="give labels to `medssl index`")
+    store = Store.open(path)
     warn_of_other_preparation(store, preparation)
     return store
 
@@ -135,6 +122,9 @@ def labelled(store: Store, split: str) -> tuple[str, ...]:
     Raises:
         DataError: there are none.
     """
+    if not store.classes:
+        where = str(store.folder)
+        raise DataError("no image of the store has a label map", where=where, fix="give labels to `medssl index`")
     found = tuple(image_id for image_id in store.ids_of(split) if store.row(image_id).labelled)
     if not found:
         raise DataError(
@@ -143,71 +133,6 @@ def labelled(store: Store, split: str) -> tuple[str, ...]:
             fix="give labels to `medssl index`, or score another split (finetune.split)",
         )
     return found
-
-
-def build_segmenter(design: Design, store: Store, config: FinetuneConfig, images: Sequence[str]) -> Segmenter:
-    """Build the task network for a store's classes, and put the encoder's weights into it.
-
-    The new weights are drawn from `config.seed` alone: with equal seeds, all arms begin with the same output block.
-
-    Raises:
-        DataError: the images have another number of channels than the encoder.
-        RecipeError: crop and network do not fit.
-    """
-    rows = [store.row(image_id) for image_id in images]
-    channels, volumes = {row.channels for row in rows}, rows[0].kind == "volume"
-    wanted = design.network.spec["channels"] if isinstance(design.network, Encoder) else min(channels)
-    if channels != {wanted}:
-        raise DataError(
-            f"the images have {', '.join(map(str, sorted(channels)))} channels, the network {wanted}",
-            where=str(store.folder),
-            fix="prepare images with as many channels as the encoder saw",
-        )
-    crop = config.crop or _default_crop(design, store, images)
-    if len(crop) == 3 and not volumes:
-        raise RecipeError("a network of volumes cannot see 2D images", where="finetune.crop", fix="give two numbers")
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
-        torch.default_generator.manual_seed(hash64(config.seed, "segmenter weights") & ((1 << 63) - 1))
-        segmenter = segmenter_for(
-            design.network,
-            len(store.classes) + 1,
-            labels=("background", *(f"label {value}" for value in store.classes)),
-            values=(0, *store.classes),
-            shape=crop,
-            channels=wanted,
-            overlap=config.overlap,
-            slice_axis=config.slice_axis if volumes and len(crop) == 2 else None,
-            decoder=config.decoder,
-            deep_supervision=config.deep_supervision,
-        )
-    if design.encoder is not None:
-        load_encoder_into(segmenter, design.encoder)
-    if config.train == "lora":
-        add_low_rank(segmenter, config)
-    segmenter.preparation = dict(store.preparation)
-    return segmenter
-
-
-def _default_crop(design: Design, store: Store, images: Sequence[str]) -> tuple[int, ...]:
-    """Return the crop the encoder was trained on; for a section alone, the images' middle size in whole strides."""
-    if isinstance(design.network, Encoder):
-        return tuple(int(n) for n in design.network.spec["shape"])
-    middle = np.median([store.shape(image_id) for image_id in images], axis=0)
-    step = 16
-    return tuple(int(min(math.ceil(n / step) * step, _LARGEST[len(middle)])) for n in middle)
-
-
-def label_loader(store: Store, config: FinetuneConfig, crop: tuple[int, ...], images: Sequence[str]) -> Loader:
-    """Return crops of labelled images, an order and augmentation that `config.seed` alone decides."""
-    slices: Any = config.slice_axis if len(crop) == 2 and store.row(images[0]).kind == "volume" else "none"
-    section = LoaderConfig(
-        batch_size=config.batch_size,
-        crop=crop,
-        label_fraction=config.label_fraction,
-        slices=slices,
-        workers=config.workers,
-    )
-    return Loader(store, section, config.seed, labels=True, ids=tuple(images))
 
 
 def train_config(config: FinetuneConfig) -> TrainConfig:

@@ -18,10 +18,11 @@ from ..batch import Facts
 from ..loading import Loader
 from ..methods.method import Method
 from ..nets.task_network import TaskNetwork
+from ..prepare import PrepareConfig
 from ..progress import Progress, silent
 from ..store import Store
 from .config import FinetuneConfig
-from .start import Design
+from .start import Design, settled
 
 Keep = Callable[[str, NDArray[Any]], None]
 """Called with an image's id and what was found in it, as an array."""
@@ -40,7 +41,7 @@ class Score(Protocol):
 
 
 class Task:
-    """One task, as fine-tuning and comparison use it. It holds nothing: everything comes from the store and the section.
+    """One task, as fine-tuning and comparison use it. It holds nothing: all it needs is in the store and the section.
 
     A network is built with weights drawn from `config.seed` alone, so that arms of one seed begin with equal new parts.
     """
@@ -58,9 +59,15 @@ class Task:
         """
         raise NotImplementedError(f"{type(self).__name__} must write images()")
 
+    def preparation(
+        self, data: Path | str, config: FinetuneConfig, prepare: PrepareConfig | None
+    ) -> PrepareConfig | None:
+        """Return how to prepare images for a network from scratch; may be planned from the data."""
+        return prepare
+
     def settle(self, config: FinetuneConfig, design: Design, store: Store) -> FinetuneConfig:
         """Return the section as it holds for this start and these data."""
-        return config
+        return settled(config, design)
 
     def build(self, design: Design, store: Store, config: FinetuneConfig, images: Sequence[str]) -> TaskNetwork:
         """Build the network, with an encoder's weights in it where the design has one."""
@@ -105,6 +112,10 @@ class Task:
         """
         raise NotImplementedError(f"{type(self).__name__} must write table()")
 
+    def further(self, scores: Sequence[Any], store: Store, config: FinetuneConfig) -> dict[str, float]:
+        """Return other numbers that stand beside the measure in a comparison, by name; nan where there is none."""
+        return {}
+
     def summary(self, scores: Sequence[Any], store: Store, config: FinetuneConfig) -> dict[str, Any]:
         """Return all that is told of the scores together, as plain JSON types."""
         raise NotImplementedError(f"{type(self).__name__} must write summary()")
@@ -117,6 +128,6 @@ class Task:
         """Return what keeps each image's result in a folder, in a form others read."""
         raise NotImplementedError(f"{type(self).__name__} must write keeper()")
 
-    def card(self, network: TaskNetwork) -> str:
-        """Return what the network gives, as lines of its model card."""
+    def card(self, network: TaskNetwork, config: FinetuneConfig) -> str:
+        """Return what the network gives, as list items of its model card."""
         raise NotImplementedError(f"{type(self).__name__} must write card()")

@@ -208,18 +208,18 @@ def encoder_from_spec(spec: dict[str, Any]) -> Encoder:
     )
 
 
-def save_network(folder: Path | str, network: Encoder | TaskNetwork, *, preparation: dict[str, Any], card: str) -> Path:
+def save_network(folder: Path | str, network: nn.Module, *, preparation: dict[str, Any], card: str) -> Path:
     """Write an encoder or a task network as a network folder; equal weights give equal bytes.
 
     Args:
         folder: created; its files are replaced one by one, each whole.
-        network: of either kind.
+        network: a `TaskNetwork`, or an encoder: anything with `net` and a plain `spec`.
         preparation: what `prepare` did to the images, as in a store's `preparation.json`.
         card: the model card, Markdown.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kind = "encoder" if isinstance(network, Encoder) else network.kind
+    kind = network.kind if isinstance(network, TaskNetwork) else "encoder"
     net: Any = network.net
     write_safetensors(folder / "model.safetensors", net.state_dict())
     files.write_json(folder / "preparation.json", preparation)

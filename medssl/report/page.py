@@ -18,7 +18,7 @@ from .words import headline, verdict
 
 _PROBE_KEYS = ("split", "labelled_images", "classes", "dice", "differences", "patients", "scores")
 _COMPARE_KEYS = (
-    "arms counts seeds split patients steps dice hausdorff95_mm differences overall patient_dice".split()  # noqa: SIM905
+    "arms counts seeds split patients steps measure values further differences overall patient_values".split()  # noqa: SIM905
 )
 
 

@@ -222,8 +222,8 @@ def finetuning_part(compare: Mapping[str, Any] | None, data: DataSummary | None,
     plot = points_and_means(
         {arm: {str(n): _by_seed(compare, arm, n) for n in compare["counts"]} for arm in compare["arms"]},
         x="labelled images",
-        y=f"Dice on {compare['split']} patients",
-        title="Dice by number of labelled images",
+        y=f"{compare['measure']} on {compare['split']} patients",
+        title=f"{compare['measure']} by number of labelled images",
         caption="Small points: one seed each, the mean over patients. Large hollow points: the mean over seeds.",
     )
     cells = Details("Every training", table=_cells(compare))
@@ -289,7 +289,11 @@ def _apart(compare: Mapping[str, Any], data: DataSummary | None) -> list[str]:
 def _by_seed(compare: Mapping[str, Any], arm: str, n: int) -> list[float]:
     from ..metrics import mean_of
 
-    return [float(v) for v in mean_of(np.array(compare["patient_dice"][arm][str(n)], dtype=float), 1)]
+    return [float(v) for v in mean_of(np.array(compare["patient_values"][arm][str(n)], dtype=float), 1)]
+
+
+_FURTHER = {"hausdorff95_mm": ("HD95 in mm", ".2f")}
+"""How the numbers beside the measure are called, and written."""
 
 
 def _gap_head(gaps: Any) -> tuple[str, ...]:
@@ -301,17 +305,23 @@ def _compare_tables(compare: Mapping[str, Any]) -> tuple[Table, ...]:
     for n in compare["counts"]:
         for arm in compare["arms"]:
             value = compare["differences"].get(arm, {}).get(str(n))
-            distance = number(compare["hausdorff95_mm"][arm][str(n)], ".2f")
+            beside = [
+                number(by[arm][str(n)], _FURTHER.get(name, (name, ".3f"))[1]) for name, by in compare["further"].items()
+            ]
             tail = Gap.of(value).row if value else ("–",) * 5
             name = f"{n} (all)" if n == compare.get("all_images") else str(n)
-            lines.append((name, arm, number(compare["dice"][arm][str(n)]), distance, *tail))
+            lines.append((name, arm, number(compare["values"][arm][str(n)]), *beside, *tail))
     gaps = [Gap.of(v) for by in compare["differences"].values() for v in by.values()]
-    head = ("labelled images", "arm", "Dice", "HD95 in mm", "Dice minus scratch", *_gap_head(gaps))
+    measure = compare["measure"]
+    further = [_FURTHER.get(name, (name, ""))[0] for name in compare["further"]]
+    head = ("labelled images", "arm", measure, *further, f"{measure} minus scratch", *_gap_head(gaps))
     patients = count(len(compare["patients"]), f"{compare['split']} patient")
-    caption = (
-        f"Dice and 95% Hausdorff distance (HD95) on {patients}, means over {count(int(compare['seeds']), 'seed')}; "
-        "HD95 over the structures that were found, in voxels where images have no spacing"
-    )
+    caption = f"{measure} on {patients}, means over {count(int(compare['seeds']), 'seed')}"
+    if "hausdorff95_mm" in compare["further"]:
+        caption += (
+            "; HD95, the 95% Hausdorff distance, over the structures that were found, in voxels where images have no "
+            "spacing"
+        )
     tables = [Table(caption, head, tuple(lines), names=2)]
     if compare["overall"]:
         tables.append(_overall_table(compare))
@@ -328,7 +338,7 @@ def _overall_table(compare: Mapping[str, Any]) -> Table:
     head = _gap_head([Gap.of(v) for v in compare["overall"].values()])
     return Table(
         "All numbers of labelled images together",
-        ("arm", "Dice minus scratch", *head, "cells above scratch", "patients above scratch"),
+        ("arm", f"{compare['measure']} minus scratch", *head, "cells above scratch", "patients above scratch"),
         tuple(rows),
     )
 
@@ -346,7 +356,7 @@ def _pairs_table(compare: Mapping[str, Any]) -> Table | None:
     rows = tuple((pair["first"], pair["second"], *gap.row) for pair, gap in zip(pairs, gaps))
     return Table(
         "Arms against each other, over all numbers of labelled images",
-        ("arm", "minus arm", "Dice", *_gap_head(gaps)),
+        ("arm", "minus arm", compare["measure"], *_gap_head(gaps)),
         rows,
         names=2,
     )
@@ -371,10 +381,10 @@ def _cells(compare: Mapping[str, Any]) -> Table:
     for n in compare["counts"]:
         for arm in compare["arms"]:
             rate = number(rates.get(arm, {}).get(str(n)), "g")
-            for seed, dice in enumerate(_by_seed(compare, arm, n)):
-                lines.append((str(n), arm, str(seed), number(dice), rate))
-    head = ("labelled images", "arm", "seed", "Dice", "learning rate")
-    return Table("Every training: Dice, the mean over patients", head, tuple(lines), names=3)
+            for seed, value in enumerate(_by_seed(compare, arm, n)):
+                lines.append((str(n), arm, str(seed), number(value), rate))
+    head = ("labelled images", "arm", "seed", compare["measure"], "learning rate")
+    return Table(f"Every training: {compare['measure']}, the mean over patients", head, tuple(lines), names=3)
 
 
 def provenance_part(run: RunFiles, data: DataSummary | None, bundle: str) -> Part:

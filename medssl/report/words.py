@@ -110,7 +110,7 @@ def _compared(compare: Mapping[str, Any]) -> list[str]:
     out = []
     for arm, value in compare["overall"].items():
         overall = Gap.of(value)
-        numbers = f"{overall.mean:+.3f} Dice over all counts, {overall.interval}{_sure(overall)}"
+        numbers = f"{overall.mean:+.3f} {compare['measure']} over all counts, {overall.interval}{_sure(overall)}"
         name = "the encoder" if arm == "encoder" else f"the encoder “{arm}”"
         if overall.verdict == "undecided":
             out.append(

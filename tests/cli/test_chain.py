@@ -54,7 +54,7 @@ def test_what_the_commands_name_is_there(chain: Chain) -> None:
 
     assert (found("index", "index") / "card.md").is_file()
     assert (found("prepare", "folder") / "store.parquet").is_file()
-    assert (found("finetune", "segmenter") / "model.safetensors").is_file()
+    assert (found("finetune", "network") / "model.safetensors").is_file()
     assert (found("export bundle", "out") / "configs" / "inference.json").is_file()
     assert found("report", "out").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     assert (chain.folder / "comparison" / "compare.json").is_file()

@@ -42,8 +42,10 @@ def compared(dice: dict[str, dict[int, Any]], **more: Any) -> CompareResult:
         "split": "test",
         "patients": tuple(map(str, range(patients))),
         "steps": 10,
-        "dice": dice,
-        "hausdorff95_mm": flat,
+        "task": "segmentation",
+        "measure": "Dice",
+        "values": dice,
+        "further": {"hausdorff95_mm": flat},
         "rates": flat,
         "searched": (),
         "pairs": (),
@@ -132,7 +134,7 @@ def test_patients_without_a_class_are_left_out_and_the_json_has_no_nan() -> None
         compared({arm: {n: np.delete(table, 3, 1) for n, table in by.items()} for arm, by in dice.items()}),
     )
     assert result.overall["run"].mean == pytest.approx(without.overall["run"].mean)
-    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["patient_dice"]["run"]["1"][0][3] is None
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["patient_values"]["run"]["1"][0][3] is None
 
 
 def test_the_markdown_table_holds_the_same_numbers() -> None:

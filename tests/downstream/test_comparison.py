@@ -33,7 +33,7 @@ def test_arms_with_equal_weights_differ_by_nothing(
 ) -> None:
     result = _compare([encoder, copy.deepcopy(encoder)], store, tmp_path / "out", quick, names=("one", "two"))
     for count in result.counts:
-        np.testing.assert_array_equal(result.dice["one"][count], result.dice["two"][count])
+        np.testing.assert_array_equal(result.values["one"][count], result.values["two"][count])
     assert result.computed == 4  # the second arm's cells are the first arm's
 
 
@@ -72,7 +72,7 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_numbers(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     for arm in whole.arms:
         for count in whole.counts:
-            np.testing.assert_array_equal(resumed.dice[arm][count], whole.dice[arm][count])
+            np.testing.assert_array_equal(resumed.values[arm][count], whole.values[arm][count])
 
 
 def test_arms_of_a_seed_share_their_labelled_images_and_a_larger_count_holds_the_smaller(
@@ -193,7 +193,7 @@ def test_the_control_is_scratch_with_more_steps_on_the_same_images(
     assert _compare([encoder, None], store, tmp_path / "out", short).computed == 0
     again = _compare([encoder, None], store, tmp_path / "out", short.model_copy(update={"steps": 6}))
     assert again.computed == 4  # scratch with six steps is the control, which is there
-    np.testing.assert_array_equal(again.dice["scratch"][2], result.dice["scratch x3"][2])
+    np.testing.assert_array_equal(again.values["scratch"][2], result.values["scratch x3"][2])
 
 
 def test_a_changed_or_foreign_cell_is_not_taken(
@@ -213,7 +213,7 @@ def test_a_changed_or_foreign_cell_is_not_taken(
         first.write_text(text)
         found = again()
         assert found.computed == 1
-        np.testing.assert_array_equal(found.dice["encoder"][1], known.dice["encoder"][1])
+        np.testing.assert_array_equal(found.values["encoder"][1], known.values["encoder"][1])
         assert first.read_text() == original
     assert again().computed == 0
 

@@ -77,7 +77,7 @@ def test_the_saved_network_segments_as_the_run_did_and_predictions_lie_on_the_im
     from medssl.downstream.scoring import score_images
 
     result = finetune(encoder, store, tmp_path / "run", quick)
-    segmenter = load_network(result.segmenter)
+    segmenter = load_network(result.network)
     kept: dict[str, np.ndarray] = {}
     again = score_images(segmenter, store, store.ids_of("test"), keep=kept.__setitem__)  # type: ignore[arg-type]
     assert again == result.scores
@@ -94,9 +94,9 @@ def test_a_hundred_steps_from_scratch_find_bright_and_dark_ellipsoids(
     config = quick.model_copy(update={"steps": 100, "batch_size": 4})
     result = finetune("none", store, tmp_path / "run", config, network=network)
     assert result.start == "scratch"
-    assert result.dice > 0.8
+    assert result.value > 0.8
     assert "Dice" in str(result)
-    assert json.loads((result.out / "scores.json").read_text())["dice"] == pytest.approx(result.dice)
+    assert json.loads((result.out / "scores.json").read_text())["dice"] == pytest.approx(result.value)
 
 
 def test_only_the_chosen_images_are_learned_from(
@@ -158,7 +158,7 @@ def test_a_datalist_is_prepared_as_the_encoder_was(
     made = Store.open(result.out / "store").preparation
     assert made["fingerprint"] == encoder.preparation["fingerprint"]
     assert "prepared otherwise" not in caplog.text
-    assert json.loads((result.segmenter / "preparation.json").read_text()) == made
+    assert json.loads((result.network / "preparation.json").read_text()) == made
     encoder.preparation = {}
     with pytest.raises(MedsslError, match="nothing says how to prepare"):
         finetune(None, tmp_path / "datalist.json", tmp_path / "other", quick)
@@ -171,7 +171,7 @@ def test_deep_supervision_and_focal_loss_train_and_leave_a_network_without_them(
     result = finetune(encoder, store, tmp_path / "run", config)
     assert {"loss/focal", "loss/dice"} <= set(result.training.metrics)
     plain = finetune(encoder, store, tmp_path / "plain", quick)
-    saved = [load_network(run.segmenter).state_dict() for run in (result, plain)]
+    saved = [load_network(run.network).state_dict() for run in (result, plain)]
     assert set(saved[0]) == set(saved[1])
 
 
@@ -182,7 +182,7 @@ def test_scores_tell_every_measure_by_label_and_a_run_mirrors_what_it_scores(
 
     config = quick.model_copy(update={"mirror_axes": (0, 2), "surface_tolerance_mm": 2.5})
     result = finetune(encoder, store, tmp_path / "run", config)
-    segmenter = load_network(result.segmenter)
+    segmenter = load_network(result.network)
     again = score_images(segmenter, store, store.ids_of("test"), mirror_axes=(0, 2), tolerance_mm=2.5)  # type: ignore[arg-type]
     assert again == result.scores
     assert again != score_images(segmenter, store, store.ids_of("test"), tolerance_mm=2.5)  # type: ignore[arg-type]
@@ -194,7 +194,7 @@ def test_scores_tell_every_measure_by_label_and_a_run_mirrors_what_it_scores(
         np.mean([score["volume_error_ml"][0] for score in known["scores"]])
     )
     assert "surface Dice" in str(result)
-    assert "mirrored along axes 0, 2" in (result.segmenter / "README.md").read_text()
+    assert "mirrored along axes 0, 2" in (result.network / "README.md").read_text()
 
 
 def test_what_a_run_keeps_names_no_folder(
@@ -219,7 +219,7 @@ def test_a_network_keeps_the_values_of_the_label_maps(
     store: Store, encoder: Encoder, quick: FinetuneConfig, tmp_path: Path
 ) -> None:
     result = finetune(encoder, store, tmp_path / "run", quick)
-    assert load_network(result.segmenter).values == (0, *store.classes)
+    assert load_network(result.network).values == (0, *store.classes)
 
 
 def test_several_processes_are_refused(

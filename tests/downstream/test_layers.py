@@ -250,7 +250,7 @@ def test_a_lora_run_leaves_a_network_that_loads_strictly_and_resumes_to_the_same
     resumed = finetune(tmp_path / "run", store, tmp_path / "stopped", config, resume=True)
     whole = finetune(tmp_path / "run", store, tmp_path / "whole", config)
     assert resumed.training.resumed_from == 4
-    files = [result.segmenter / "model.safetensors" for result in (resumed, whole)]
+    files = [result.network / "model.safetensors" for result in (resumed, whole)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    network = load_network(whole.segmenter)
+    network = load_network(whole.network)
     assert not any("parametrizations" in name for name in network.state_dict())

@@ -11,7 +11,8 @@ import torch
 
 from medssl.downstream import FinetuneConfig, ImageScore
 from medssl.downstream.scoring import hausdorff_of, patient_dice, predict_mirrored, score_image, score_images
-from medssl.downstream.start import Design, build_segmenter
+from medssl.downstream.segmenting import build_segmenter
+from medssl.downstream.start import Design
 from medssl.errors import RecipeError
 from medssl.nets.encoder import Encoder
 from medssl.store import Store

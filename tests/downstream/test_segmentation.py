@@ -12,7 +12,8 @@ from torch import Tensor
 from medssl.batch import Batch, rows
 from medssl.downstream import FinetuneConfig, Segmentation
 from medssl.downstream.segmentation import cross_entropy, dice_loss, focal, over_levels
-from medssl.downstream.start import Design, build_segmenter, label_loader
+from medssl.downstream.segmenting import build_segmenter, label_loader
+from medssl.downstream.start import Design
 from medssl.nets.config import DynUNetConfig
 from medssl.nets.encoder import Encoder
 from medssl.store import Store

@@ -33,7 +33,7 @@ def whole(
 
 
 def test_a_run_stops_after_that_many_looks_without_a_better_one(whole: FinetuneResult, config: FinetuneConfig) -> None:
-    looks = {line["step"]: line["validation/dice"] for line in read_metrics(whole.out)}
+    looks = {line["step"]: line["validation/Dice"] for line in read_metrics(whole.out)}
     assert whole.best_step is not None
     assert whole.training.steps == whole.best_step + config.stop_after < config.steps
     assert "the best on validation images" in str(whole)
@@ -42,10 +42,10 @@ def test_a_run_stops_after_that_many_looks_without_a_better_one(whole: FinetuneR
 
 
 def test_the_weights_that_are_kept_are_those_of_the_best_look(whole: FinetuneResult, store: Store) -> None:
-    segmenter = load_network(whole.segmenter)
+    segmenter = load_network(whole.network)
     images = store.ids_of("validation")
     found = dice_on(segmenter, store, images)  # type: ignore[arg-type]
-    assert found == whole.training.metrics["validation/best_dice"]
+    assert found == whole.training.metrics["validation/best_Dice"]
     assert found == patient_dice(score_images(segmenter, store, images)).mean()  # type: ignore[arg-type]
 
 

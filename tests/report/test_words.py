@@ -22,6 +22,7 @@ def gap(low: float, high: float, seeds: int = 5) -> dict[str, Any]:
 def compared(low: float, high: float, seeds: int = 5) -> dict[str, Any]:
     return {
         "counts": [2],
+        "measure": "Dice",
         "seeds": seeds,
         "split": "test",
         "patients": ["a", "b"],
