@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import Section, result_fields
+from ..config import Section
 from ..errors import DataError, MedsslError, UsageError
 from ..files import check_new, without, write_json, write_text
 from ..metrics import draw_images, mean_of
@@ -235,7 +235,7 @@ class _Bench:
             store=self.store.fingerprint,
             images=images,
             scored=self.scored,
-            finetune={k: v for k, v in result_fields(config).items() if k not in ("learning_rates", "confidence")},
+            finetune={k: v for k, v in self.task.decides(config).items() if k not in ("learning_rates", "confidence")},
         )
         found = read_cell(self.out, decides, self.task)
         if found is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Section, fingerprint, result_fields
+from ..config import Section, fingerprint
 from ..errors import DataError, RunError
 from ..files import check_new, without, write_json
 from ..metrics import mean_of
@@ -253,7 +253,7 @@ def _claim(out: Path, task: Task, design: Design, store: Store, config: Finetune
         "from_scratch": design.encoder is None,
         "store": store.fingerprint,
         "images": list(images),
-        "finetune": result_fields(config),
+        "finetune": task.decides(config),
     }
     path = out / "finetune.json"
     if path.is_file():

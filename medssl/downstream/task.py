@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..batch import Facts
+from ..config import result_fields
 from ..loading import Loader
 from ..methods.method import Method
 from ..nets.task_network import TaskNetwork
@@ -50,6 +51,11 @@ class Task:
     """As `medssl finetune NAME` has it."""
     measure: ClassVar[str]
     """What is compared, in the field's words; more is better."""
+
+    def decides(self, config: FinetuneConfig) -> dict[str, Any]:
+        """Return the values of the section that decide a training of this task: not those of the other tasks' parts."""
+        others = {"detection", "classification"} - {self.name}
+        return {key: value for key, value in result_fields(config).items() if key not in others}
 
     def images(self, store: Store, split: str, config: FinetuneConfig) -> tuple[str, ...]:
         """Return the images of a split that can be learned from and scored.

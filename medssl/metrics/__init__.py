@@ -28,6 +28,7 @@ from .pairing import draw_images, mean_of, per_patient
 from .regression import RegressionErrors, regression_errors
 from .retrieval import cosine_similarity, knn, mean_average_precision, ndcg_at, recall_at
 from .saving import Saving, label_saving
+from .shares import shares
 
 __all__ = [
     "Found",
@@ -66,6 +67,7 @@ __all__ = [
     "quadratic_kappa",
     "recall_at",
     "regression_errors",
+    "shares",
     "standard_error",
     "surface_dice",
     "surface_measures",
