@@ -43,7 +43,10 @@ class StoreRow:
     `shape` and `foreground_box` are in voxels after preparation, `affine` maps those voxels to RAS+ mm and is None
     where the file tells no geometry. `foreground_box` is (first voxel, one past the last). `intensity` is
     (low, high, shift, scale): a normalised value is (clip(x, low, high) - shift) / scale. `classes` are the values
-    of the label map but 0, `labels` findings or measures of the whole image.
+    of the label map but 0, `labels` findings or measures of the whole image, `groups` what it belongs to (site,
+    scanner, sex). `boxes` are pairs of a class's name and (low corner, high corner) in voxels of this grid, where
+    voxel i spans [i, i + 1), so that a mask's box is (least index, greatest index + 1); None where nobody looked for
+    boxes, () where there are none.
     """
 
     image_id: str
@@ -63,6 +66,8 @@ class StoreRow:
     view: str = ""
     modality: str = ""
     labels: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    boxes: tuple[tuple[str, tuple[float, ...]], ...] | None = None
     text: str = ""
     content: str = ""
     """Hash of the voxels and of the label's."""
@@ -122,9 +127,32 @@ class Store:
         return tuple(sorted({value for row in self.rows for value in row.classes}))
 
     @cached_property
+    def box_names(self) -> tuple[str, ...]:
+        """The classes of the boxes of all images, sorted."""
+        return tuple(sorted({name for row in self.rows for name, _ in row.boxes or ()}))
+
+    def boxes(self, image_id: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return an image's boxes.
+
+        Returns:
+            Corners, (M, 2 nd) in voxels, low corner then high (see `StoreRow`), and classes, (M,) into `box_names`.
+
+        Raises:
+            DataError: nobody looked for boxes in this image (`StoreRow.boxes` is None).
+        """
+        row = self._by_id[image_id]
+        if row.boxes is None:
+            raise DataError(
+                "nobody looked for boxes in the image", where=f"image {image_id}", fix="give --boxes to `medssl index`"
+            )
+        corners = np.asarray([corners for _, corners in row.boxes], dtype=np.float64)
+        classes = np.asarray([self.box_names.index(name) for name, _ in row.boxes], dtype=np.int64)
+        return corners.reshape(-1, 2 * len(row.shape)), classes
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Name of the content: voxels, labels, splits and preparation."""
-        rows = [[row.image_id, row.subject_id, row.split, row.content] for row in self.rows]
+        """Name of the content: voxels, labels, boxes, groups, splits and preparation."""
+        rows = [[row.image_id, row.subject_id, row.split, row.content, *_further(row)] for row in self.rows]
         return fingerprint([self.preparation.get("fingerprint"), rows])
 
     def row(self, image_id: str) -> StoreRow:
@@ -284,7 +312,17 @@ def _columns(pa: Any) -> dict[str, Any]:
     out |= {name: pa.list_(pa.int32()) for name in ("shape", "foreground_box", "classes")}
     out |= {name: pa.list_(pa.float64()) for name in ("affine", "spacing_mm", "intensity")}
     out |= {"channels": pa.int32(), "labelled": pa.bool_(), "labels": pa.map_(pa.string(), pa.float64())}
+    out |= {"groups": pa.map_(pa.string(), pa.string())}
+    out |= {"boxes": pa.list_(pa.struct([("name", pa.string()), ("corners", pa.list_(pa.float64()))]))}
     return out | {"label_points": pa.binary()}
+
+
+def _further(row: StoreRow) -> list[Any]:
+    """Return what else tells an image from others; nothing where nothing else is known, as in stores without it."""
+    if not row.labels and not row.groups and row.boxes is None:
+        return []
+    boxes = None if row.boxes is None else [[name, list(corners)] for name, corners in row.boxes]
+    return [sorted(row.labels.items()), sorted(row.groups.items()), boxes]
 
 
 def _record(row: StoreRow, points: dict[str, Array]) -> dict[str, Any]:
@@ -294,12 +332,15 @@ def _record(row: StoreRow, points: dict[str, Array]) -> dict[str, Any]:
         "affine": None if row.affine is None else [v for line in row.affine for v in line],
         "foreground_box": [v for corner in row.foreground_box for v in corner],
         "labels": sorted(row.labels.items()),
+        "groups": sorted(row.groups.items()),
+        "boxes": None if row.boxes is None else [{"name": name, "corners": list(box)} for name, box in row.boxes],
         "label_points": b"" if found is None else np.ascontiguousarray(found, dtype="<i4").tobytes(),
     }
 
 
 def _row(record: dict[str, Any]) -> StoreRow:
     affine, box, spacing = record["affine"], record["foreground_box"], record["spacing_mm"]
+    boxes = record.get("boxes")  # a store made before there were groups and boxes has neither column
     low, high, shift, scale = record["intensity"]
     return StoreRow(
         **{
@@ -311,5 +352,7 @@ def _row(record: dict[str, Any]) -> StoreRow:
             "foreground_box": (tuple(box[: len(box) // 2]), tuple(box[len(box) // 2 :])),
             "intensity": (low, high, shift, scale),
             "labels": {key: value for key, value in record["labels"] if not math.isnan(value)},
+            "groups": dict(record.get("groups") or ()),
+            "boxes": None if boxes is None else tuple((item["name"], tuple(item["corners"])) for item in boxes),
         }
     )

@@ -22,8 +22,14 @@ def write_labelled_store(
     spacing_mm: Sequence[float] | None = None,
     intensity: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 1.0),
     preparation: Mapping[str, Any] | None = None,
+    boxes: Sequence[Sequence[tuple[str, Sequence[float]]] | None] | None = None,
+    targets: Sequence[Mapping[str, float]] | None = None,
+    groups: Sequence[Mapping[str, str]] | None = None,
 ) -> Store:
-    """Write images (spatial shape each) and label maps as a store and open it; ids are image00, image01, ..."""
+    """Write images (spatial shape each) and label maps as a store and open it; ids are image00, image01, ...
+
+    `boxes`, `targets` and `groups` have an entry an image: `StoreRow.boxes`, `StoreRow.labels`, `StoreRow.groups`.
+    """
     import json
 
     (folder / "arrays").mkdir(parents=True)
@@ -37,6 +43,7 @@ def write_labelled_store(
             classes = tuple(int(v) for v in np.unique(label) if v)
             at = np.argwhere(label)
             points[name] = np.concatenate([label[tuple(at.T)][:, None], at], 1).astype("<i4")
+        found = boxes[i] if boxes else None
         affine = None
         if spacing_mm is not None:
             affine = tuple(tuple(row) for row in np.diag([*spacing_mm, *[1.0] * (4 - n)]).tolist())
@@ -56,6 +63,9 @@ def write_labelled_store(
                 labelled=label is not None,
                 label_dtype="" if label is None else str(label.dtype),
                 classes=classes,
+                labels=dict(targets[i]) if targets else {},
+                groups=dict(groups[i]) if groups else {},
+                boxes=None if found is None else tuple((name, tuple(map(float, box))) for name, box in found),
                 content=f"{i:016x}",
             )
         )

@@ -19,6 +19,11 @@ from medssl.files import write_json
 from medssl.store import Store, StoreRow, array_path, read_table, table_source, write_array, write_table
 
 EYE = tuple(tuple(line) for line in np.eye(4).tolist())
+BOXES = {
+    "volume": (("nodule", (1.0, 2.0, 3.0, 4.0, 5.5, 6.0)), ("cyst", (0.0, 0.0, 0.0, 9.0, 9.0, 9.0))),
+    "slab": (),
+    "picture": None,
+}
 SHAPES = {"volume": (1, 70, 33, 41), "slab": (2, 90, 20, 1), "picture": (3, 130, 77)}
 
 
@@ -59,6 +64,8 @@ def folder(voxels: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFacto
                 label_dtype="uint8" if name == "volume" else "",
                 classes=(1, 7) if name == "volume" else (),
                 labels={"nodule": 1.0} if name == "slab" else {},
+                groups={"sex": "F", "site": "two"} if name == "volume" else {},
+                boxes=BOXES[name],
                 content=name,
             )
         )
@@ -166,3 +173,46 @@ def test_threads_that_read_at_once_get_what_one_gets(folder: Path, voxels: dict[
 def test_an_image_without_a_label_map_says_so(folder: Path) -> None:
     with pytest.raises(DataError, match="no label map"):
         Store.open(folder).label("slab")
+
+
+def test_boxes_come_with_their_classes_and_tell_none_from_not_looked_for(folder: Path) -> None:
+    store = Store.open(folder)
+    corners, classes = store.boxes("volume")
+    assert corners.dtype == np.float64
+    assert classes.dtype == np.int64
+    assert [(store.box_names[k], tuple(c)) for k, c in zip(classes, corners.tolist())] == list(BOXES["volume"])
+    corners, classes = store.boxes("slab")
+    assert corners.shape == (0, 6)
+    assert classes.shape == (0,)
+    with pytest.raises(DataError, match=r"image picture.*--boxes"):
+        store.boxes("picture")
+
+
+def test_the_fingerprint_follows_boxes_labels_and_groups(folder: Path) -> None:
+    store = Store.open(folder)
+    row = store.row("volume")
+    changed = (
+        replace(row, boxes=None),
+        replace(row, boxes=()),
+        replace(row, boxes=row.boxes[:1]),
+        replace(row, labels={"nodule": 0.0}),
+        replace(row, groups={"sex": "F"}),
+    )
+    found = {Store(folder, [each], {}, store.preparation).fingerprint for each in (row, *changed)}
+    assert len(found) == 6
+
+
+def test_a_store_from_before_boxes_opens_with_the_fingerprint_it_had(folder: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from medssl.config import fingerprint
+
+    copy = tmp_path / "old"
+    shutil.copytree(folder, copy)
+    rows, points = read_table(folder / "store.parquet")
+    write_table(copy / "store.parquet", [replace(row, labels={}) for row in rows], points)
+    table = pq.read_table(copy / "store.parquet").drop_columns(["groups", "boxes"])
+    pq.write_table(table, copy / "store.parquet")
+    store = Store.open(copy)
+    assert all(row.groups == {} and row.boxes is None for row in store.rows)
+    assert store.fingerprint == fingerprint(["f", [[r.image_id, r.subject_id, r.split, r.content] for r in store.rows]])

@@ -19,7 +19,7 @@ class StreamConfig(Section):
     sampling: Literal["uniform", "foreground"] = "uniform"
     """Where crops lie: any place alike, or centred in the box around what is brighter than the image's mean."""
     label_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of samples centred on a labelled voxel, all classes alike; counts only where labels are asked for."""
+    """Share of samples centred on a labelled voxel, all classes alike; counts only where labels or points are given."""
     views: PositiveInt = 1
     """Crops of one image in one sample; more than one stand in an axis V behind the batch's."""
     pairs: Literal["none", "overlap", "matches"] = "none"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..batch import Batch, Facts
 from ..errors import MedsslError, RecipeError
@@ -38,6 +39,9 @@ class Loader:
         labels: add `label`; only labelled images are taken.
         ids: take these images instead of `config.split`, for a single stream.
         matches: pairs of points, for streams with `pairs: matches`.
+        points: (P, 1 + nd) whole numbers by image id, class and voxel, in the place of labelled voxels where
+            `label_fraction` asks for crops centred on them; an image without points is cropped as `sampling` says.
+            For a single stream; needs no label maps.
     """
 
     def __init__(
@@ -49,11 +53,14 @@ class Loader:
         labels: bool = False,
         ids: Sequence[str] | None = None,
         matches: Matches | Mapping[str, Matches] | None = None,
+        points: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self.config, self.seed = config, seed
         configs = _stream_configs(config)
         if ids is not None and len(configs) > 1:
             raise ValueError("ids can be given for a single stream only")
+        if points is not None and len(configs) > 1:
+            raise ValueError("points can be given for a single stream only")
         named = _stores(stores, configs)
         sizes = config.stream_sizes()
         self.streams = {
@@ -66,6 +73,7 @@ class Loader:
                 labels=labels,
                 ids=ids,
                 matches=matches.get(name) if isinstance(matches, Mapping) else matches,
+                points=points,
             )
             for name, stream in configs.items()
         }

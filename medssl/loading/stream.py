@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ class Stream:
         config: what a sample is.
         batch: samples of one step.
         ids: images to take; by default those of `config.split`, of them the labelled ones if labels are asked for.
+        points: where crops are centred instead of on labelled voxels; see `Loader`.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class Stream:
         labels: bool = False,
         ids: Sequence[str] | None = None,
         matches: Matches | None = None,
+        points: Mapping[str, Array] | None = None,
     ) -> None:
         self.name, self.store, self.config, self.seed = name, store, config, seed
         self.batch, self.labels, self.matches = batch, labels, matches
         self.ids = _choose(store, config, labels, ids, matches)
         rows = [store.row(image_id) for image_id in self.ids]
         self.nd = _check_alike(rows, config)
+        self.points = None if points is None else _checked_points(points, rows)
         self.channels = rows[0].channels
         self.dtype = np.result_type(*{row.dtype for row in rows})
         self.label_dtype = np.result_type(*({row.label_dtype for row in rows if row.labelled} or {"uint8"}))
@@ -139,8 +142,9 @@ class Stream:
 
     def _start(self, image_id: str, numbers: Numbers) -> tuple[int, ...]:
         row = self.store.row(image_id)
-        if self.labels and self.config.label_fraction and numbers.unit() < self.config.label_fraction:
-            points = self.store.label_points(image_id)
+        centred = self.labels or self.points is not None
+        if centred and self.config.label_fraction and numbers.unit() < self.config.label_fraction:
+            points = self.store.label_points(image_id) if self.points is None else self.points[image_id]
             if len(points):
                 return crops.on_label(points, row.shape, self.size, numbers)
         if self.config.sampling == "foreground":
@@ -288,6 +292,22 @@ def _choose(
         splits = sorted({row.split for row in store.rows})
         raise DataError(f"there are no {kinds} in split {config.split}; splits found: {splits}", where=where)
     return tuple(chosen)
+
+
+def _checked_points(points: Mapping[str, Array], rows: Sequence[StoreRow]) -> dict[str, Array]:
+    """Return the points of these images; raise ValueError unless they are classes and voxels of theirs."""
+    out = {}
+    for row in rows:
+        found = np.asarray(points.get(row.image_id, np.zeros((0, 1 + len(row.shape)), dtype=np.int64)))
+        if found.ndim != 2 or found.shape[1] != 1 + len(row.shape) or not np.issubdtype(found.dtype, np.integer):
+            raise ValueError(
+                f"points of image {row.image_id} must be (P, {1 + len(row.shape)}) whole numbers, "
+                f"are {found.shape} {found.dtype}"
+            )
+        if ((found[:, 1:] < 0) | (found[:, 1:] >= row.shape)).any():
+            raise ValueError(f"points of image {row.image_id} leave its shape {row.shape}")
+        out[row.image_id] = found
+    return out
 
 
 def _check_alike(rows: Sequence[StoreRow], config: StreamConfig) -> int:

@@ -178,6 +178,31 @@ def test_a_crop_centred_on_a_label_holds_it(volumes: Store) -> None:
     assert not all(away.sample(n)["label"].any() for n in range(30))
 
 
+def test_crops_are_centred_on_given_points_of_all_classes_alike_without_label_maps(volumes: Store) -> None:
+    # One class has a single point, the other many: each class still gets half of the crops.
+    few, many = np.array([[0, 3, 3, 3]]), np.array([[1, 7, 7, 7]] * 9)
+    points = {name: np.concatenate([few, many]) for name in volumes.ids[:-1]}
+    config = LoaderConfig(crop=(3, 3, 3), label_fraction=1.0)
+    loader = Loader(volumes, config, 0, points=points)
+    found = {name: [] for name in volumes.ids}
+    for n in range(300):
+        sample = loader.sample(n)
+        found[str(sample["image_id"])].append(tuple(int(v) for v in sample["start"]))
+    assert "label" not in loader.sample(0)
+    for name in volumes.ids[:-1]:
+        assert set(found[name]) == {(2, 2, 2), (6, 6, 6)}
+        assert 0.3 < np.mean([start == (2, 2, 2) for start in found[name]]) < 0.7
+    assert len(set(found[volumes.ids[-1]])) > 20, "an image without points is cropped anywhere"
+
+
+@pytest.mark.parametrize(
+    "points", [np.zeros((1, 3), int), np.zeros((1, 4)), np.array([[0, 0, 0, 999]]), np.array([[0, -1, 0, 0]])]
+)
+def test_points_that_are_no_voxels_of_their_image_are_refused(volumes: Store, points: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="points of image image0"):
+        Loader(volumes, LoaderConfig(crop=(3, 3, 3)), 0, points={"image0": points})
+
+
 def test_foreground_crops_are_centred_in_the_box(volumes: Store) -> None:
     loader = Loader(volumes, config("foreground", crop=(3, 3, 3)), 2)
     for n in range(30):
