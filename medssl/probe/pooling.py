@@ -1,7 +1,10 @@
-"""One vector for an image, a slice or a region, from windows of it; every voxel of the image counts once.
+"""One vector for an image, a slice or a region, from windows of it.
 
 An image larger than the encoder's crop is seen through overlapping windows. A window's voxels share their weight with
-the windows that see them too, and padding has none: so the weights of all windows sum to the image's voxels.
+the windows that see them too, and padding has none: so the weights of all windows sum to the image's voxels. In slices
+and regions, which are means over cells, every voxel counts once and padding never. A whole image is the mean of its
+windows' pooled vectors by those sums: within a window all counts alike, so what several windows see counts more than
+what one does, and what pads a window is pooled with it.
 
 Shapes: C channels, * the image, n spatial axes, F features, N cells of feature maps.
 """
@@ -67,7 +70,7 @@ class Pooler:
         self.device = next(encoder.parameters()).device
 
     def whole(self, picture: Picture) -> Table:
-        """Return one vector of a whole image, (F,): the encoder's own `pooled`, averaged over windows."""
+        """Return one vector of a whole image, (F,): the mean of its windows by the voxels they stand for."""
         return _mean([(window.weight, window.pooled) for window in self._windows(picture, maps=False)])
 
     def slices(self, picture: Picture, *, axis: int = 2, level: Level = "coarsest") -> Table:

@@ -1,4 +1,4 @@
-"""Laws of vectors of images, slices and regions: every voxel counts once, padding never."""
+"""Laws of vectors of images, slices and regions."""
 
 from __future__ import annotations
 
