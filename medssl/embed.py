@@ -112,7 +112,8 @@ def embed_images(
 ) -> EmbedResult:
     """Embed scans by a frozen encoder, each prepared as the encoder's own images were.
 
-    An image larger than the crop the encoder was made for is seen through overlapping windows; every voxel counts once.
+    An image larger than the crop the encoder was made for is seen through overlapping windows. A slice or region is the
+    mean over its voxels, each counted once; a whole image the mean of its windows, each by the voxels it stands for.
 
     Args:
         encoder: an encoder, its folder, or the run that holds it; `medssl.probe.as_encoder` makes one of any network.
@@ -172,7 +173,7 @@ class _Scan:
 
 @dataclass(frozen=True)
 class _Row:
-    vector: NDArray[np.float64]
+    vector: NDArray[np.float32]
     columns: dict[str, float]
 
 
@@ -301,14 +302,14 @@ def _vectors(pooler: Pooler, scan: _Scan, per: Per, axis: int) -> Iterator[_Row]
 
     picture = picture_of(scan.row, scan.array)
     if per == "image":
-        yield _Row(pooler.whole(picture), {})
+        yield _Row(pooler.whole(picture).astype(np.float32), {})
     elif per == "slice":
         for n, vector in enumerate(pooler.slices(picture, axis=axis)):
-            yield _Row(vector, {"slice": n, "offset_mm": n * picture.spacing_mm[axis]})
+            yield _Row(vector.astype(np.float32), {"slice": n, "offset_mm": n * picture.spacing_mm[axis]})
     else:
         assert scan.label is not None
         for value, (voxels, vector) in pooler.regions(picture, scan.label).items():
-            yield _Row(vector, {"region": value, "voxels": voxels})
+            yield _Row(vector.astype(np.float32), {"region": value, "voxels": voxels})
 
 
 def _result(
@@ -320,7 +321,7 @@ def _result(
         out=out,
         per=per,
         image_ids=tuple(image_id for image_id, _ in flat),
-        embeddings=np.stack([row.vector for _, row in flat]).astype(np.float32),
+        embeddings=np.stack([row.vector for _, row in flat]),
         columns={name: tuple(row.columns[name] for _, row in flat) for name in names},
         problems=dict(sorted(problems.items())),
         seconds=round(time.perf_counter() - began, 3),
