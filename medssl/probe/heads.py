@@ -108,9 +108,9 @@ def _folds(patients: Sequence[str]) -> NDArray[np.int64]:
 
 
 def by_attention(
-    train: Sequence[Table],
+    train: Sequence[NDArray[np.floating]],
     answers: Answers,
-    scored: Sequence[Table],
+    scored: Sequence[NDArray[np.floating]],
     *,
     heads: int,
     steps: int,
@@ -137,8 +137,8 @@ def by_attention(
     Source: attentive probe of Bardes et al. 2024, V-JEPA, arXiv:2404.08471, appendix; here without an MLP, because
         labelled images are few.
     """
-    every = np.concatenate(train)
-    _, flat = standardized(every, np.concatenate([*train, *scored]))
+    every = np.concatenate(train).astype(np.float64)
+    _, flat = standardized(every, np.concatenate([*train, *scored]).astype(np.float64))
     sizes = [len(tokens) for tokens in (*train, *scored)]
     tokens, held = _padded(np.split(flat.astype(np.float32), np.cumsum(sizes)[:-1]))  # (N + Q, T, F), (N + Q, T)
     random = torch.Generator().manual_seed(seed & ((1 << 63) - 1))

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from ..nets.encoder import Encoder
 
 logger = logging.getLogger(__name__)
-Features = Mapping[str, tuple[Table, Table]]
+Tokens = NDArray[np.float32]
+Features = Mapping[str, tuple[Table, Tokens]]
 """Image to its vector (F,) and its tokens (T, F)."""
+_NO_TOKENS: Table = np.zeros((1, 1))
 Metric = Callable[[NDArray[np.bool_]], Table]
 """From a choice of scored images, (I,), to what a readout reaches on them, (K,) a class or (1,) for all at once."""
 KNN, LINEAR, ATTENTIVE, RETRIEVAL = "kNN", "linear", "attentive", "retrieval"
@@ -233,11 +235,16 @@ class _Probe:
 
     def _pooled_by(self, encoder: Encoder) -> Callable[[Picture], tuple[Table, Table]]:
         pooler = Pooler(encoder, window=self.config.window, slice_axis=self.config.slice_axis)
+        if self.target is None:  # the rank is that of whole images
+            return lambda picture: (pooler.whole(picture), _NO_TOKENS)
         return lambda picture: pooler.described(picture, self.config.image.tokens)
 
     def _features(self, describe: Callable[[Picture], tuple[Table, Table]]) -> Features:
-        images = (*self.split.train, *self.split.scored)
-        return {image_id: describe(read_picture(self.store, image_id)) for image_id in images}
+        found = {}
+        for image_id in (*self.split.train, *self.split.scored):
+            whole, tokens = describe(read_picture(self.store, image_id))
+            found[image_id] = (whole, tokens.astype(np.float32))  # of all images they are the most that is kept
+        return found
 
     def _metrics(self, features: Features, arm: str, seed: int) -> dict[str, Metric]:
         """Fit every readout and return, for each, what it reaches on a choice of scored images."""
@@ -255,11 +262,10 @@ class _Probe:
             LINEAR: by_linear_layer(x, answers, q),
         }
         if arm != NO_NETWORK:
-            tokens = ([features[i][1] for i in images] for images in (train, self.split.scored))
             found[ATTENTIVE] = by_attention(
-                next(tokens),
+                [features[i][1] for i in train],
                 answers,
-                next(tokens),
+                [features[i][1] for i in self.split.scored],
                 heads=knobs.heads,
                 steps=knobs.steps,
                 learning_rate=knobs.learning_rate,
@@ -331,4 +337,4 @@ def _no_network(picture: Picture) -> tuple[Table, Table]:
     low, high = (np.array(corner, dtype=np.float64) for corner in picture.box)
     size = np.array([n * mm for n, mm in zip(picture.shape, picture.spacing_mm)])
     brightness = [image.mean(), image.std(), *np.percentile(image, [1, 5, 25, 50, 75, 95, 99])]
-    return np.concatenate([brightness, size, (high - low) * np.array(picture.spacing_mm)]), np.zeros((1, 1))
+    return np.concatenate([brightness, size, (high - low) * np.array(picture.spacing_mm)]), _NO_TOKENS
