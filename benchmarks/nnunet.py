@@ -109,9 +109,9 @@ def run_nnunet(store: Store, commands: Path, folder: Path, threads: int) -> dict
         run("nnUNetv2_train", NUMBER, "3d_fullres", "0", "-tr", TRAINER, "-p", PLANS, "-device", "cpu")
         clock.write_text(json.dumps(time.perf_counter() - began), encoding="utf-8")
     if len(list((folder / "found").glob("*.nii.gz"))) < len(store.ids_of("test")):
-        words = ("-i", str(places["raw"] / NAME / "imagesTs"), "-o", str(folder / "found"), "-f", "0", "-tr", TRAINER)
-        words += ("-p", PLANS, "-d", NUMBER, "-c", "3d_fullres", "-device", "cpu", "-npp", "1", "-nps", "1")
-        run("nnUNetv2_predict", *words)
+        given = ["-i", str(places["raw"] / NAME / "imagesTs"), "-o", str(folder / "found"), "-f", "0", "-tr", TRAINER]
+        given += ["-p", PLANS, "-d", NUMBER, "-c", "3d_fullres", "-device", "cpu", "-npp", "1", "-nps", "1"]
+        run("nnUNetv2_predict", *given)
     return {**read_plan(folder), "train_seconds": round(json.loads(clock.read_text(encoding="utf-8")), 1)}
 
 

@@ -1,4 +1,4 @@
-"""Is our training from scratch a fair opponent? It stands against MONAI's own U-Net in MONAI's own loop.
+"""Is our training from scratch a fair opponent? It stands against MONAI's own networks in MONAI's own loop.
 
 Both see the same labelled images, the same voxels, as many steps of as many crops of the same size, and are scored by
 the same function on the same test patients. MONAI's arm follows its spleen tutorial (UNet 16-32-64-128-256 with two
@@ -7,6 +7,10 @@ windows), with the tutorial's learning rate and with larger ones, chosen on vali
 augmentation, as the tutorial, and once with MONAI's own.
 
     python -m benchmarks.scratch_baseline --out result.json
+    python -m benchmarks.scratch_baseline --network swinunetr --out result.json
+
+SwinUNETR (24 features, instance norm, as MONAI's BTCV tutorial) takes crops of whole 32s, so images are padded to them
+for it, and it learns by AdamW with that tutorial's rate and larger ones.
 
 The store is made from the shipped scans unless it is named:
 
@@ -29,7 +33,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
-from monai.networks.nets import UNet
+from monai.networks.nets import SwinUNETR, UNet
 from monai.transforms import (
     Compose,
     NormalizeIntensityd,
@@ -52,7 +56,7 @@ from medssl.store import Store
 
 from .machine import command, machine
 
-MONAI_RATES = (1e-4, 1e-3, 3e-3)
+MONAI_RATES = {"unet": (1e-4, 1e-3, 3e-3), "swinunetr": (1e-4, 1e-3)}
 OUR_RATES = (1e-3, 3e-3)
 
 
@@ -91,15 +95,17 @@ def _transforms(crop: Sequence[int], *, augment: bool) -> Compose:
     return Compose(steps)
 
 
-def monai_unet(
-    store: Store, images: Sequence[str], config: FinetuneConfig, rate: float, *, augment: bool
-) -> torch.nn.Module:
-    """Train MONAI's U-Net by the loop of MONAI's tutorials for `config.steps` steps of `config.batch_size` crops."""
-    assert config.crop is not None
-    set_determinism(config.seed)
-    classes = len(store.classes) + 1
-    network = UNet(
-        spatial_dims=len(config.crop),
+def monai_crop(name: str, crop: Sequence[int]) -> tuple[int, ...]:
+    """Return the crop one of MONAI's networks sees: that of ours, for SwinUNETR in whole 32s."""
+    return tuple(-(-n // 32) * 32 for n in crop) if name == "swinunetr" else tuple(crop)
+
+
+def monai_network(name: str, axes: int, classes: int) -> torch.nn.Module:
+    """Build one of MONAI's networks as MONAI's tutorials do."""
+    if name == "swinunetr":
+        return SwinUNETR(in_channels=1, out_channels=classes, feature_size=24, spatial_dims=axes)
+    return UNet(
+        spatial_dims=axes,
         in_channels=1,
         out_channels=classes,
         channels=(16, 32, 64, 128, 256),
@@ -107,11 +113,24 @@ def monai_unet(
         num_res_units=2,
         norm="batch",
     )
+
+
+def train_monai(
+    name: str, store: Store, images: Sequence[str], config: FinetuneConfig, rate: float, *, augment: bool
+) -> torch.nn.Module:
+    """Train a network by the loop of MONAI's tutorials for `config.steps` steps of `config.batch_size` crops."""
+    assert config.crop is not None
+    set_determinism(config.seed)
+    crop = monai_crop(name, config.crop)
+    network = monai_network(name, len(crop), len(store.classes) + 1)
     items = [_item(store, image_id) for image_id in images]
     wanted = config.steps * config.batch_size
-    dataset = Dataset([items[i % len(items)] for i in range(wanted)], _transforms(config.crop, augment=augment))
+    dataset = Dataset([items[i % len(items)] for i in range(wanted)], _transforms(crop, augment=augment))
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
-    optimiser = torch.optim.Adam(network.parameters(), rate)
+    weights = network.parameters()
+    optimiser = (
+        torch.optim.AdamW(weights, rate, weight_decay=1e-5) if name == "swinunetr" else torch.optim.Adam(weights, rate)
+    )
     network.train()
     for batch in DataLoader(dataset, batch_size=config.batch_size, shuffle=True, num_workers=0):
         optimiser.zero_grad()
@@ -122,9 +141,11 @@ def monai_unet(
     return network.eval()
 
 
-def monai_scores(network: torch.nn.Module, store: Store, split: str, config: FinetuneConfig) -> np.ndarray:
+def monai_scores(
+    network: torch.nn.Module, store: Store, split: str, config: FinetuneConfig, crop: Sequence[int]
+) -> np.ndarray:
     """Return (P,): the Dice of each patient, by MONAI's sliding window."""
-    inferer = SlidingWindowInferer(config.crop, 4, config.overlap, mode="gaussian")
+    inferer = SlidingWindowInferer(crop, 4, config.overlap, mode="gaussian")
     normalize = NormalizeIntensityd(keys="image")
     scores = []
     for image_id in store.ids_of(split):
@@ -137,20 +158,22 @@ def monai_scores(network: torch.nn.Module, store: Store, split: str, config: Fin
 
 
 def run_monai(
-    store: Store, config: FinetuneConfig, count: int, seeds: int, *, augment: bool
+    name: str, store: Store, config: FinetuneConfig, count: int, seeds: int, *, augment: bool
 ) -> tuple[np.ndarray, float, dict[str, float]]:
     """Return the test Dice (S, P) at the rate best on validation, that rate, and the validation Dice of every rate."""
+    assert config.crop is not None
+    crop, rates = monai_crop(name, config.crop), MONAI_RATES[name]
     subjects = {i: store.row(i).subject_id for i in store.ids_of("train")}
-    test: dict[float, list[np.ndarray]] = {rate: [] for rate in MONAI_RATES}
-    validation: dict[float, list[float]] = {rate: [] for rate in MONAI_RATES}
+    test: dict[float, list[np.ndarray]] = {rate: [] for rate in rates}
+    validation: dict[float, list[float]] = {rate: [] for rate in rates}
     for seed in range(seeds):
         images = draw_images(subjects, count, seed)
         seeded = config.model_copy(update={"seed": seed})
-        for rate in MONAI_RATES:
-            network = monai_unet(store, images, seeded, rate, augment=augment)
-            test[rate].append(monai_scores(network, store, config.split, config))
-            validation[rate].append(float(np.mean(monai_scores(network, store, "validation", config))))
-            sys.stderr.write(f"monai, augmented {augment}, {count} images, seed {seed}, rate {rate:g}\n")
+        for rate in rates:
+            network = train_monai(name, store, images, seeded, rate, augment=augment)
+            test[rate].append(monai_scores(network, store, config.split, config, crop))
+            validation[rate].append(float(np.mean(monai_scores(network, store, "validation", config, crop))))
+            sys.stderr.write(f"{name}, augmented {augment}, {count} images, seed {seed}, rate {rate:g}\n")
     means = {rate: float(np.mean(values)) for rate, values in validation.items()}
     best = max(means, key=lambda rate: means[rate])
     return np.stack(test[best]), best, {f"{rate:g}": value for rate, value in means.items()}
@@ -161,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--network", choices=tuple(MONAI_RATES), default="unet")
     parser.add_argument("--counts", default="8")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
@@ -187,7 +211,9 @@ def main() -> None:
         for count in counts:
             for augment in (False, True):
                 began = time.perf_counter()
-                theirs, rate, validation = run_monai(store, config, count, arguments.seeds, augment=augment)
+                theirs, rate, validation = run_monai(
+                    arguments.network, store, config, count, arguments.seeds, augment=augment
+                )
                 mine = ours.values["scratch"][count]
                 row = {
                     "labelled_images": count,
@@ -205,6 +231,7 @@ def main() -> None:
         result = {
             "command": command(),
             "machine": machine(),
+            "network": arguments.network,
             "patients": len(ours.patients),
             "seeds": arguments.seeds,
             "steps": arguments.steps,
