@@ -157,7 +157,9 @@ def _write_predictions(out: Path, name: str, predictions: Mapping[str, NDArray[A
 
 
 def _small(found: NDArray[Any]) -> NDArray[Any]:
-    """Return class numbers in few bytes, other numbers in float32."""
+    """Return class numbers in few bytes, other numbers in float32; named fields as they are."""
+    if found.dtype.names is not None:
+        return found
     if not np.issubdtype(found.dtype, np.integer):
         return found.astype(np.float32)
     return found.astype(np.uint8 if found.max(initial=0) < 256 else np.uint16)

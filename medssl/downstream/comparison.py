@@ -289,7 +289,7 @@ class _Bench:
         found = CompareResult(
             out=self.out,
             task=self.task.name,
-            measure=self.task.measure,
+            measure=self.task.measured(self.store, self.config),
             arms=tuple(self.arms),
             counts=counts,
             seeds=seeds,

@@ -184,7 +184,7 @@ def _finish(
     result = FinetuneResult(
         out=out,
         task=task.name,
-        measure=task.measure,
+        measure=task.measured(store, config),
         value=float(mean_of(task.table(scores, store, config))),
         network=saved,
         start="encoder" if design.encoder is not None else "scratch",
@@ -239,7 +239,10 @@ def train_network(
         loader.close()
     if best is not None:
         best.restore(network)
-        known = {f"validation/best_{task.measure}": best.best_value, "validation/best_step": float(best.best_step)}
+        known = {
+            f"validation/best_{task.measured(store, config)}": best.best_value,
+            "validation/best_step": float(best.best_step),
+        }
         result = replace(result, metrics={**result.metrics, **known})
     merge_low_rank(network)
     return network.eval(), result

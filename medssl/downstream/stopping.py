@@ -39,7 +39,7 @@ class BestWeights:
         network = method.encoder
         assert isinstance(network, TaskNetwork)
         value = self.task.look(network, self.store, self.config, self.images)
-        log(f"validation/{self.task.measure}", value)
+        log(f"validation/{self.task.measured(self.store, self.config)}", value)
         if value > self.best_value or not self._weights:
             self.best_step, self.best_value, self.worse = step, value, 0
             self._weights = {name: held.detach().to("cpu", copy=True) for name, held in network.state_dict().items()}

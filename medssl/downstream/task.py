@@ -52,6 +52,10 @@ class Task:
     measure: ClassVar[str]
     """What is compared, in the field's words; more is better."""
 
+    def measured(self, store: Store, config: FinetuneConfig) -> str:
+        """Return the name of the measure for these data; `measure` where it does not depend on them."""
+        return self.measure
+
     def decides(self, config: FinetuneConfig) -> dict[str, Any]:
         """Return the values of the section that decide a training of this task: not those of the other tasks' parts."""
         others = {"detection", "classification"} - {self.name}
