@@ -36,7 +36,7 @@ class Location:
 
     Attributes:
         paths: absolute paths; the slices of a DICOM series stand in order along its normal.
-        format: `nifti`, `dicom` or `png`.
+        format: `nifti`, `dicom`, `png` or `jpeg`.
         extra: what else a reader needs to find the image in its files.
     """
 

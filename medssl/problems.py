@@ -83,6 +83,10 @@ PROBLEMS: dict[str, Problem] = {
     "dicom-patient-unnamed": _warning("no patient ID; each series counts as a subject", "name patients in a table"),
     "dicom-neighbour-unreadable": _warning("a file of the series' folder cannot be read", "check for missing slices"),
     # pictures
+    "jpeg-pixels": _error("a JPEG that is not 8-bit grey or RGB of the usual kinds", "save it as PNG"),
+    "jpeg-orientation": _error(
+        "EXIF turns the picture, but not what was drawn on it", "turn its pixels and drop the tag"
+    ),
     "png-pixels": _error("a PNG with transparency or a kind of pixels that is not read", "save as grey or RGB"),
     # labels and subjects
     "label-shape": _warning("label and image differ in shape; the label is left out", "redraw or resample the label"),

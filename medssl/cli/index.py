@@ -11,7 +11,9 @@ from .terminal import JsonFlag, QuietFlag, bar, show
 
 
 def index(
-    paths: Annotated[list[Path], Argument(metavar="PATH", help="Folders and files: NIfTI, DICOM, PNG, any mixture.")],
+    paths: Annotated[
+        list[Path], Argument(metavar="PATH", help="Folders and files: NIfTI, DICOM, PNG, JPEG, any mixture.")
+    ],
     out: Annotated[Path, Option(help="A new folder for the index.")],
     labels: Annotated[list[Path] | None, Option(help="Folder of label maps, each named as its image.")] = None,
     subjects: Annotated[Path | None, Option(help="Table (TSV or CSV) of case and patient.")] = None,

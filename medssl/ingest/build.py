@@ -95,7 +95,7 @@ def build_index(
             ids and splits; `Index.key_check` tells whether two indexes have the same.
         seed: of the splits.
         fractions: shares of train, validation and test.
-        modality: of files that do not state theirs (NIfTI, PNG), such as CT or MR.
+        modality: of files that do not state theirs (NIfTI, PNG, JPEG), such as CT or MR.
         check: read every voxel; the default reads headers, files to their end, and one slice of a compressed series.
 
     Raises:
@@ -209,7 +209,9 @@ def _row(
 def _nothing_found(paths: Paths, problems: list[ProblemRow]) -> DataError:
     where = ", ".join(str(path) for path in _listed(paths))
     if not problems:
-        return DataError("no image was found", where=where, fix="name a folder that holds NIfTI, DICOM or PNG files")
+        return DataError(
+            "no image was found", where=where, fix="name a folder that holds NIfTI, DICOM, PNG or JPEG files"
+        )
     worst = sorted(problems, key=lambda row: (row.severity != "error", row.code, row.path))[0]
     found = "1 problem was" if len(problems) == 1 else f"{len(problems)} problems were"
     return DataError(

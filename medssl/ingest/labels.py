@@ -28,6 +28,9 @@ def match_labels(
     problems.extend(problem("format-unsupported", path, "labels are read from NIfTI and PNG") for path in found.dicom)
     by_name: dict[str, list[Location]] = defaultdict(list)
     for path, kind in found.files:
+        if kind == "jpeg":
+            problems.append(problem("format-unsupported", path, "labels are read from NIfTI and PNG"))
+            continue
         by_name[case_name(path)].append(Location((str(path),), kind))
     named = Counter(image.case for image in images)
     labels: dict[str, Location] = {}

@@ -18,7 +18,7 @@ _FIRST_BYTES = 1 << 12
 _HEADER_BYTES = 544  # of NIfTI-2; more of a gzip need not be decompressed
 _LEAST_BYTES = 352  # of NIfTI-1: a file that holds less cannot be told from one cut off
 
-_IMAGE_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".dicom", ".ima", ".png")
+_IMAGE_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg")
 # What is known to be no image, or to belong to one: skipped without a word.
 # fmt: off
 _OTHER_SUFFIXES = frozenset(
@@ -31,7 +31,6 @@ _OTHER_SUFFIXES = frozenset(
 )
 # fmt: on
 _UNSUPPORTED = (
-    (b"\xff\xd8\xff", "JPEG"),
     (b"GIF8", "GIF"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
@@ -47,7 +46,7 @@ class Found:
     """Image files in the order they were met, and what was odd about others.
 
     Attributes:
-        files: one image each, with its format, `nifti` or `png`.
+        files: one image each, with its format, `nifti`, `png` or `jpeg`.
         dicom: one slice each.
     """
 
@@ -98,7 +97,7 @@ def find_images(paths: Sequence[Path | str], *, skip: Sequence[Path | str] = (),
 def case_name(path: Path | str) -> str:
     """Return a file's name without extension: `case_01.nii.gz` is `case_01`."""
     name = Path(path).name
-    for suffix in (".gz", ".nii", ".png", ".dcm"):
+    for suffix in (".gz", ".nii", ".png", ".jpg", ".jpeg", ".dcm"):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
     return name
@@ -154,10 +153,12 @@ def _kind_of(path: Path) -> tuple[str, str, str]:
 
 def _format_of(first: bytes) -> str:
     from ..reading.nifti import is_nifti
-    from ..reading.picture import SIGNATURE
+    from ..reading.picture import JPEG_SIGNATURE, SIGNATURE
 
     if first[:8] == SIGNATURE:
         return "png"
+    if first[:3] == JPEG_SIGNATURE:
+        return "jpeg"
     if first[128:132] == b"DICM":
         return "dicom"
     return "nifti" if is_nifti(_inside(first)[0]) else ""

@@ -124,7 +124,7 @@ def _wanted(index: Index, config: PrepareConfig) -> Sequence[IndexRow]:
         raise DataError(
             f"no image is of modality {' or '.join(config.modalities)}; the index has {found}",
             where="recipe key prepare.modalities",
-            fix="index NIfTI and PNG files with --modality, or change the recipe",
+            fix="index NIfTI files and pictures with --modality, or change the recipe",
         )
     return rows
 

@@ -18,6 +18,7 @@ from .build import StoreResult, fill_store
 from .config import PrepareConfig
 from .voxels import ToPrepare
 
+_PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 _SPLITS = {"training": "train", "validation": "validation", "test": "test"}
 
 
@@ -123,9 +124,11 @@ def _check_subjects(path: Path, items: list[ToPrepare], subjects: Mapping[str, s
 
 def _location(path: Path, name: str) -> Location:
     file = (path.parent / name).resolve()
-    kind = "nifti" if file.name.endswith((".nii", ".nii.gz")) else "png" if file.suffix.lower() == ".png" else ""
+    kind = "nifti" if file.name.endswith((".nii", ".nii.gz")) else _PICTURES.get(file.suffix.lower(), "")
     if not kind:
-        raise DataError("a datalist names .nii, .nii.gz and .png files", where=str(file), fix="use `medssl index`")
+        raise DataError(
+            "a datalist names .nii, .nii.gz, .png and .jpg files", where=str(file), fix="use `medssl index`"
+        )
     return Location((str(file),), kind)
 
 

@@ -1,4 +1,4 @@
-"""Reading images by their content: NIfTI, DICOM series and PNG to arrays whose place in the patient is known.
+"""Reading images by their content: NIfTI, DICOM series, PNG and JPEG to arrays whose place in the patient is known.
 
 Arrays are in the file's axis order: volumes (i, j, k), grey pictures (row, column), colour pictures (row, column, 3).
 The affine maps (i, j, k) to RAS+ mm, as nibabel has it. DICOM slices are (column, row, slice), sorted along the normal.

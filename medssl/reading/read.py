@@ -56,7 +56,7 @@ def read_label(source: Source) -> Voxels:
     from .numbers import as_label
 
     with guarded(source.paths[0]):
-        if source.format == "png":
+        if source.format in ("png", "jpeg"):
             from .picture import read_picture
 
             voxels = read_picture(source.paths[0], label=True)
@@ -69,5 +69,5 @@ def read_label(source: Source) -> Voxels:
 
 
 def _check_format(source: Source) -> None:
-    if source.format not in ("nifti", "dicom", "png"):
-        raise ValueError(f"format {source.format!r} is none of nifti, dicom, png")
+    if source.format not in ("nifti", "dicom", "png", "jpeg"):
+        raise ValueError(f"format {source.format!r} is none of nifti, dicom, png, jpeg")

@@ -26,7 +26,7 @@ class Source(Protocol):
 
     @property
     def format(self) -> str:
-        """`nifti`, `dicom` or `png`."""
+        """`nifti`, `dicom`, `png` or `jpeg`."""
 
     @property
     def extra(self) -> Mapping[str, str]:
@@ -69,7 +69,7 @@ class Header:
     """What is known of an image without its voxels.
 
     Attributes:
-        format: `nifti`, `dicom` or `png`.
+        format: `nifti`, `dicom`, `png` or `jpeg`.
         kind: `volume`, `image2d` or `rgb2d`.
         shape: of space alone, (i, j, k) or (row, column).
         spacing_mm: distance of voxel centres along each axis; None for pictures.

@@ -23,11 +23,13 @@ def test_names_and_compression_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "plain.txt").write_bytes(gzip.decompress(NIFTI.read_bytes()))
     shutil.copyfile(SLICE, tmp_path / "slice.nii.gz")
     Image.new("L", (4, 4)).save(tmp_path / "picture", format="PNG")
+    Image.new("L", (4, 4)).save(tmp_path / "photo.png", format="JPEG")
     found = find_images([tmp_path])
     assert {path.name: kind for path, kind in found.files} == {
         "no suffix": "nifti",
         "plain.txt": "nifti",
         "picture": "png",
+        "photo.png": "jpeg",
     }
     assert [path.name for path in found.dicom] == ["slice.nii.gz"]
     assert not found.problems
@@ -46,7 +48,8 @@ def test_names_and_compression_do_not_matter(tmp_path: Path) -> None:
         pytest.param("a.nii", b"\x5c\x01\0\0" + bytes(90), "file-truncated", id="a header cut off"),
         pytest.param("a.png", b"<html>" + b" " * 500, "file-not-as-named", id="a web page named png"),
         pytest.param("a", b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"\0" * 200, "dicom-no-preamble", id="bare DICOM"),
-        pytest.param("a.jpg", b"\xff\xd8\xff\xe0" + b"\0" * 200, "format-unsupported", id="JPEG"),
+        pytest.param("a.jpg", b"<html>" + b" " * 500, "file-not-as-named", id="a web page named jpg"),
+        pytest.param("a.gif", b"GIF89a" + b"\0" * 200, "format-unsupported", id="GIF"),
         pytest.param("a.mha", b"ObjectType = Image\n", "format-unsupported", id="MetaImage"),
         pytest.param("a.xyz", b"\x01\x02\0\x03" * 100, "format-unknown", id="unknown binary"),
     ],
@@ -92,6 +95,6 @@ def test_a_path_that_does_not_exist_is_wrong_usage(tmp_path: Path) -> None:
         find_images([tmp_path / "scnas"])
 
 
-@pytest.mark.parametrize("name", ["case_01.nii.gz", "case_01.nii", "case_01.png", "case_01"])
+@pytest.mark.parametrize("name", ["case_01.nii.gz", "case_01.nii", "case_01.png", "case_01.JPG", "case_01"])
 def test_a_cases_name_has_no_extension(name: str) -> None:
     assert case_name(Path("folder") / name) == "case_01"
