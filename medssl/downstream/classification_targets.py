@@ -113,18 +113,13 @@ def _value(row: StoreRow, name: str) -> float | str | None:
         return float(row.labels[name])
     if name in ("modality", "view"):
         return str(getattr(row, name)) or None
-    return groups_of(row).get(name)
-
-
-def groups_of(row: StoreRow) -> Mapping[str, str]:
-    """Return the subgroups an image belongs to: site, scanner, sex."""
-    return dict(getattr(row, "groups", {}))
+    return row.groups.get(name)
 
 
 def _known(store: Store) -> str:
     names: set[str] = set()
     for row in store.rows:
-        names |= {*row.labels, *groups_of(row), *(word for word in ("modality", "view") if getattr(row, word))}
+        names |= {*row.labels, *row.groups, *(word for word in ("modality", "view") if getattr(row, word))}
     return ", ".join(sorted(names)) or "none"
 
 

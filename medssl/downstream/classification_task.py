@@ -25,7 +25,7 @@ from ..views.scaling import scaled
 from .classification import Classification
 from .classification_config import ClassificationConfig
 from .classification_scores import MEASURES, ImageAnswer, Units, described, main_parts, main_table, united
-from .classification_targets import Told, groups_of, read_told
+from .classification_targets import Told, read_told
 from .config import FinetuneConfig
 from .layers import add_low_rank
 from .start import Design
@@ -291,7 +291,7 @@ def _by_group(
     reference: Sequence[float],
 ) -> dict[str, dict[str, Any]]:
     """Return the measures of each subgroup with enough patients; of others, how many there are."""
-    rows = [groups_of(store.row(images[0])) for images in units.images]
+    rows = [store.row(images[0]).groups for images in units.images]
     known = sorted({name for row in rows for name in row})
     if missing := [name for name in config.by if name not in known]:
         raise DataError(
