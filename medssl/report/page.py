@@ -12,11 +12,11 @@ from ..errors import MedsslError
 from ..files import write_text
 from .data import open_stores, summarize
 from .overlays import Example
-from .sections import Part, data_part, finetuning_part, pretraining_part, probe_part, provenance_part
+from .probes import probe_part, read_probes
+from .sections import Part, data_part, finetuning_part, pretraining_part, provenance_part
 from .sources import read_result, read_run
 from .words import headline, verdict
 
-_PROBE_KEYS = ("split", "labelled_images", "classes", "dice", "differences", "patients", "scores")
 _COMPARE_KEYS = (
     "arms counts seeds split patients steps measure values further differences overall patient_values".split()  # noqa: SIM905
 )
@@ -56,7 +56,8 @@ def write_report(
 
     Args:
         run: folder of a pretraining run, or its `RunResult`.
-        probe: a `ProbeResult`, its dict, or its JSON file.
+        probe: what a probe of any kind found (dense, image, stability), its dict, or its JSON file; or several of them.
+            Unless given, every `probe*.json` in the run's folder.
         compare: a `CompareResult`, its dict, the folder `medssl compare` wrote, or its `compare.json`.
         bundle: the exported bundle; its name alone is told.
         store: the store of the run, or several by the names of their streams.
@@ -69,21 +70,21 @@ def write_report(
         MedsslError: the page cannot be written.
     """
     files = read_run(run)
-    measured = read_result(probe, needs=_PROBE_KEYS, file="probe.json", command="medssl probe")
+    probes = read_probes(probe, Path(getattr(run, "run", run)))
     compared = read_result(compare, needs=_COMPARE_KEYS, file="compare.json", command="medssl compare")
     stores = open_stores(store) if store is not None else {}
     data = summarize(stores) if stores else None
-    sentences = verdict(files, data, measured, compared, illustration=illustration)
+    sentences = verdict(files, data, probes.dense, compared, images=probes.images, illustration=illustration)
     parts = (
         data_part(data, files),
         pretraining_part(files),
-        probe_part(measured),
+        probe_part(probes),
         finetuning_part(compared, data, examples),
         provenance_part(files, data, Path(bundle).resolve().name if bundle is not None else ""),
     )
     target = _target(Path(getattr(run, "run", run)), out)
     title = f"{files.value('method.name', 'pretraining')} on {files.value('encoder.name', 'an encoder')}"
-    head = headline(measured, compared)
+    head = headline(probes.dense, compared)
     html = _render(
         {"title": title, "headline": head, "verdict": sentences, "parts": parts, "illustration": illustration}
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,12 @@ class Gap:
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def gap_head(gaps: Iterable[Gap]) -> tuple[str, ...]:
+    """Return the heads of the columns of `Gap.row` that follow the difference."""
+    sure = sorted({gap.confidence for gap in gaps})
+    return (f"{sure[0] * 100:g}% interval" if len(sure) == 1 else "interval", "p", "could see", "verdict")
 
 
 def number(value: Any, form: str = ".3f") -> str:

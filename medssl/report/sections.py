@@ -11,7 +11,7 @@ import numpy as np
 
 from .data import DataSummary
 from .overlays import Example, legend, panels
-from .parts import Gap, Picture, Table, count, number
+from .parts import Gap, Picture, Table, count, gap_head, number
 from .plots import Series, curves, points_and_means
 from .sources import RunFiles
 
@@ -165,46 +165,6 @@ def _panel(name: str, data: bytes) -> Group:
     return Group(name[:1].upper() + name[1:], "", (Picture(alt=alt, caption=caption, png=data, width=width),))
 
 
-def probe_part(probe: Mapping[str, Any] | None) -> Part:
-    """Arms by Dice, and the encoder's difference from each control."""
-    if probe is None:
-        return Part("probe", "Frozen probe", missing="No frozen probe was given; `medssl probe` makes one.")
-    gaps = {arm: Gap.of(value) for arm, value in probe["differences"].items()}
-    classes = tuple(f"label {value}" for value in probe["classes"])
-    head = ("features", "Dice", *(classes if len(classes) > 1 else ()))
-    head = (*head, "encoder minus this", *_interval_head(gaps.values()), "verdict")
-    lines = []
-    for arm, dice in probe["dice"].items():
-        by_class = _class_means(probe, arm) if len(classes) > 1 else ()
-        gap = gaps.get(arm)
-        tail = (f"{gap.mean:+.3f}", f"{gap.low:+.3f} to {gap.high:+.3f}", gap.verdict) if gap else ("–", "–", "–")
-        lines.append((arm, number(dice), *by_class, *tail))
-    patients, seeds = len(set(probe["patients"])), len(next(iter(probe["scores"].values())))
-    table = Table(
-        f"Dice of a linear layer on frozen features: {count(patients, str(probe['split']) + ' patient')}, fitted on "
-        f"{count(int(probe['labelled_images']), 'labelled image')}, {count(seeds, 'seed')}",
-        head,
-        tuple(lines),
-    )
-    explained = (
-        "Every row sees the same labelled images and voxels. Random weights are the same network untrained; no network "
-        "is position and blurred brightness alone. Undecided means that 0 lies inside the interval."
-    )
-    return Part("probe", "Frozen probe", (explained,), (table,))
-
-
-def _interval_head(gaps: Any) -> tuple[str]:
-    sure = sorted({gap.confidence for gap in gaps})
-    return (f"{sure[0] * 100:g}% interval",) if len(sure) == 1 else ("interval",)
-
-
-def _class_means(probe: Mapping[str, Any], arm: str) -> tuple[str, ...]:
-    from ..metrics import mean_of, per_patient
-
-    table = np.array(probe["scores"][arm], dtype=float)  # (S, I, K - 1); None becomes nan
-    return tuple(number(mean_of(per_patient(table[..., k], probe["patients"]))) for k in range(table.shape[2]))
-
-
 def finetuning_part(compare: Mapping[str, Any] | None, data: DataSummary | None, examples: Sequence[Example]) -> Part:
     """Arms and numbers of labels by Dice and distance, points by seed, and segmentations to look at."""
     groups = tuple(_example(e) for e in examples)
@@ -296,10 +256,6 @@ _FURTHER = {"hausdorff95_mm": ("HD95 in mm", ".2f")}
 """How the numbers beside the measure are called, and written."""
 
 
-def _gap_head(gaps: Any) -> tuple[str, ...]:
-    return (*_interval_head(gaps), "p", "could see", "verdict")
-
-
 def _compare_tables(compare: Mapping[str, Any]) -> tuple[Table, ...]:
     lines = []
     for n in compare["counts"]:
@@ -314,7 +270,7 @@ def _compare_tables(compare: Mapping[str, Any]) -> tuple[Table, ...]:
     gaps = [Gap.of(v) for by in compare["differences"].values() for v in by.values()]
     measure = compare["measure"]
     further = [_FURTHER.get(name, (name, ""))[0] for name in compare["further"]]
-    head = ("labelled images", "arm", measure, *further, f"{measure} minus scratch", *_gap_head(gaps))
+    head = ("labelled images", "arm", measure, *further, f"{measure} minus scratch", *gap_head(gaps))
     patients = count(len(compare["patients"]), f"{compare['split']} patient")
     caption = f"{measure} on {patients}, means over {count(int(compare['seeds']), 'seed')}"
     if "hausdorff95_mm" in compare["further"]:
@@ -335,7 +291,7 @@ def _overall_table(compare: Mapping[str, Any]) -> Table:
     for arm, value in compare["overall"].items():
         ups = (str(value.get("cells_up", "–")), str(value.get("patients_up", "–")))
         rows.append((arm, *Gap.of(value).row, *ups))
-    head = _gap_head([Gap.of(v) for v in compare["overall"].values()])
+    head = gap_head([Gap.of(v) for v in compare["overall"].values()])
     return Table(
         "All numbers of labelled images together",
         ("arm", f"{compare['measure']} minus scratch", *head, "cells above scratch", "patients above scratch"),
@@ -356,7 +312,7 @@ def _pairs_table(compare: Mapping[str, Any]) -> Table | None:
     rows = tuple((pair["first"], pair["second"], *gap.row) for pair, gap in zip(pairs, gaps))
     return Table(
         "Arms against each other, over all numbers of labelled images",
-        ("arm", "minus arm", compare["measure"], *_gap_head(gaps)),
+        ("arm", "minus arm", compare["measure"], *gap_head(gaps)),
         rows,
         names=2,
     )

@@ -136,14 +136,18 @@ def read_result(value: Any, *, needs: Sequence[str], file: str, command: str) ->
             raise DataError(f"there is no result of `{command}` here", where=str(path), fix=f"make one by `{command}`")
         value, where = _json_object(path), str(path)
     found: dict[str, Any] = dict(value) if isinstance(value, Mapping) else value.to_dict()
-    missing = [key for key in needs if key not in found]
-    if missing:
+    check_keys(found, needs=needs, command=command, where=where)
+    return found
+
+
+def check_keys(found: Mapping[str, Any], *, needs: Sequence[str], command: str, where: str) -> None:
+    """Raise DataError unless a result has what it must have."""
+    if missing := [key for key in needs if key not in found]:
         raise DataError(
             f"this is no result of `{command}`: it lacks {', '.join(missing)}",
             where=where,
             fix=f"run `{command}` again",
         )
-    return found
 
 
 def without_paths(value: Any, key: str = "") -> Any:

@@ -20,13 +20,16 @@ def verdict(
     probe: Mapping[str, Any] | None,
     compare: Mapping[str, Any] | None,
     *,
+    images: Sequence[Mapping[str, Any]] = (),
     illustration: bool,
 ) -> tuple[str, ...]:
-    """Return the sentences of the verdict, in order."""
+    """Return the sentences of the verdict, in order; `probe` is the dense one, `images` those of whole images."""
     sentences = [_trained(run, data)]
     sentences += _probed(probe) if probe is not None else []
+    targets = [one for one in images if one["target"]]
+    sentences += [_told(one) for one in targets]
     sentences += _compared(compare) if compare is not None else []
-    if probe is None and compare is None:
+    if probe is None and compare is None and not targets:
         sentences.append("Whether it helps a task was not measured: nothing on this page says that it does.")
     if illustration:
         sentences.append(
@@ -91,6 +94,21 @@ def _probed(probe: Mapping[str, Any]) -> list[str]:
         controls = "control" if len(level) == 1 else "controls"
         out.append(f"So the probe does not show its features to be worth more than the {controls} {listed(level)}.")
     return out
+
+
+def _told(probe: Mapping[str, Any]) -> str:
+    """Say by which readouts the encoder's features tell a target of whole images better than every control does."""
+    better = [
+        readout
+        for readout, arms in probe["differences"].items()
+        if arms and all(Gap.of(value).verdict == "better" for value in arms.values())
+    ]
+    others = [readout for readout in probe["scores"] if readout not in better]
+    what = f"its frozen features tell {probe['target']} of whole images better than their controls"
+    if not better:
+        return f"That {what} is shown by no readout ({listed(others)})."
+    rest = f"; by {listed(others)} that is not shown" if others else ""
+    return f"I{what[1:]} by {listed(better)}{rest}."
 
 
 def _against(gap: Gap, arm: str) -> str:
