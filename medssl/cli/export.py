@@ -19,7 +19,7 @@ class _To(StrEnum):
 def export(
     run: Annotated[Path, Argument(help="Run of `medssl pretrain` or `medssl finetune`, or a network's own folder.")],
     to: Annotated[
-        _To, Option(help="An encoder's folder, or a fine-tuned segmenter as a bundle that runs without medssl.")
+        _To, Option(help="An encoder's folder, or a fine-tuned network as a bundle that runs without medssl.")
     ],
     out: Annotated[Path, Option(help="A new folder.")],
     as_json: JsonFlag = False,

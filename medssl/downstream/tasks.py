@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..errors import UsageError
+from .classification_task import ClassificationTask
 from .segmenting import SegmentationTask
 from .task import Task
 
-_TASKS: dict[str, Task] = {task.name: task for task in (SegmentationTask(),)}
+_TASKS: dict[str, Task] = {task.name: task for task in (SegmentationTask(), ClassificationTask())}
 
 
 def task_named(name: str) -> Task:

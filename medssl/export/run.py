@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,6 +11,13 @@ from ..errors import DataError, UsageError
 from ..files import new_folder
 
 Target = Literal["encoder", "monai-bundle"]
+
+_BUNDLES = {
+    "segmenter": ("bundle", "write_bundle"),
+    "detector": ("detector_bundle", "write_detector_bundle"),
+    "classifier": ("classifier_bundle", "write_classifier_bundle"),
+}
+"""What writes the bundle of each kind of network."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +62,22 @@ def export_run(run: Path | str, to: Target, out: Path | str) -> ExportResult:
     if to not in get_args(Target):
         raise UsageError(f"medssl exports to {' or '.join(get_args(Target))}, not to {to!r}")
     out = Path(out)
-    wanted = "encoder" if to == "encoder" else "segmenter"
-    folder = network_folder(run, (wanted,))
-    if network_kind(folder) != wanted:
+    wanted = ("encoder",) if to == "encoder" else tuple(_BUNDLES)
+    folder = network_folder(run, wanted)
+    kind = network_kind(folder)
+    if kind not in wanted:
         raise DataError(
-            f"a network of kind {network_kind(folder)} cannot become {to}",
+            f"a network of kind {kind} cannot become {to}",
             where=str(folder),
-            fix="export to encoder" if wanted == "segmenter" else "name a pretraining run",
+            fix="name a pretraining run" if to == "encoder" else "export to encoder",
         )
     with new_folder(out) as temporary:
         if to == "encoder":
             _write_encoder(folder, temporary)
             use = f"medssl.load_encoder({str(out)!r})"
         else:
-            from .bundle import write_bundle
-
-            write_bundle(folder, temporary)
+            module, function = _BUNDLES[kind]
+            getattr(importlib.import_module(f".{module}", __package__), function)(folder, temporary)
             use = f"cd {out} && python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES"
         files = tuple(sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file()))
     return ExportResult(out, to, files, use)
