@@ -69,6 +69,8 @@ class IndexRow:
         label_path: the label's id, for `Index.label_location`; empty without a label.
         labels: finding or measure to number, absent where not stated.
         groups: site, scanner, sex, age band.
+        boxes: pairs of a class's name and (low corner, high corner) in voxels of the file's array, where voxel i spans
+            [i, i + 1); None where nobody looked for boxes, () where there are none.
         problems: codes of warnings; an image with an error has no row.
     """
 
@@ -93,6 +95,7 @@ class IndexRow:
     label_path: str = ""
     labels: Mapping[str, float] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    boxes: tuple[tuple[str, tuple[float, ...]], ...] | None = None
     text: str = ""
     problems: tuple[str, ...] = ()
 
@@ -207,7 +210,9 @@ class Index:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits: equal where every row is equal, wherever the files lie."""
-        return fingerprint([_record_of(row) for row in self.rows])
+        records = [_record_of(row) for row in self.rows]
+        # Without boxes a row reads as it did before there were any: stores made from it stay its stores.
+        return fingerprint([{k: v for k, v in record.items() if k != "boxes" or v is not None} for record in records])
 
 
 def _record_of(row: IndexRow) -> dict[str, Any]:
@@ -216,6 +221,8 @@ def _record_of(row: IndexRow) -> dict[str, Any]:
     record["spacing_mm"] = None if row.spacing_mm is None else list(row.spacing_mm)
     record["affine"] = None if row.affine is None else [number for line in row.affine for number in line]
     record["labels"], record["groups"] = dict(sorted(row.labels.items())), dict(sorted(row.groups.items()))
+    if row.boxes is not None:
+        record["boxes"] = [{"name": name, "corners": list(corners)} for name, corners in row.boxes]
     return record
 
 
@@ -228,6 +235,8 @@ def _row_of(record: dict[str, Any]) -> IndexRow:
         flat = values["affine"]
         values["affine"] = tuple(tuple(flat[4 * line : 4 * line + 4]) for line in range(4))
     values["labels"], values["groups"] = dict(values["labels"]), dict(values["groups"])
+    if values.get("boxes") is not None:
+        values["boxes"] = tuple((box["name"], tuple(box["corners"])) for box in values["boxes"])
     return IndexRow(**values)
 
 
@@ -250,6 +259,7 @@ def _row_schema(key_check: str) -> Any:
         "frame_time_ms": pa.float64(),
         "labels": pa.map_(pa.string(), pa.float64()),
         "groups": pa.map_(pa.string(), pa.string()),
+        "boxes": pa.list_(pa.struct([("name", pa.string()), ("corners", pa.list_(pa.float64()))])),
         "problems": pa.list_(pa.string()),
     }
     columns = [(item.name, special.get(item.name, pa.string())) for item in fields(IndexRow)]

@@ -104,6 +104,17 @@ PROBLEMS: dict[str, Problem] = {
         "images of one name in different folders count as one subject, in one split",
         "give a table (--subjects) and each patient's files a name of their own, or folders as in BIDS (sub-01/)",
     ),
+    # tables and boxes
+    "table-without-image": _warning("no image bears the name in this line of a table", "check the names"),
+    "table-ambiguous": _warning("several images bear the name in this line; it is not used", "give each its own name"),
+    "group-all-different": _warning("no two cases share a group: it could be an identifier", "leave the column out"),
+    "box-unreadable": _warning("the boxes cannot be read; the image counts as not looked at", "export them again"),
+    "box-ambiguous": _warning("several files or images bear this name; none is used", "give each its own name"),
+    "box-without-image": _warning("no image, and no slice of one, bears the name of these boxes", "check the names"),
+    "box-dimensions": _warning("boxes and image differ in axes or size; the boxes are left out", "check the names"),
+    "box-without-area": _warning("a box has no area; it is left out", "draw it again"),
+    "box-outside": _warning("a box lies outside its image; it is left out", "check whether voxels or mm were meant"),
+    "box-cut": _warning("a box leaves its image and is cut at the border", "look at it"),
     # preparation
     "preparation-failed": _error("the image could not be prepared", "look at it, and at the recipe's transforms"),
 }

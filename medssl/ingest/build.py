@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from ..files import check_new, new_folder
 from ..index import Index, IndexRow, ProblemRow
 from ..problems import PROBLEMS
 from ..progress import Progress, silent
+from .boxes import Boxes, match_boxes
 from .card import SPLITS, card_of
 from .images import Image, read_images
 from .labels import match_labels
 from .scan import find_images, problem
 from .subjects import Fractions, Names, entity_of, read_subjects, site_key, split_of
+from .tables import match_groups, match_targets
 
 Paths = Path | str | Sequence[Path | str]
 
@@ -40,6 +42,8 @@ class IndexResult:
     kinds: dict[str, int]
     splits: dict[str, int]
     problems: dict[str, int]
+    boxed: int = 0
+    """Images that somebody looked at for boxes."""
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -47,8 +51,9 @@ class IndexResult:
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
         splits = ", ".join(f"{count} {split}" for split, count in self.splits.items())
+        boxed = f", {self.boxed} looked at for boxes" if self.boxed else ""
         lines = [
-            f"{self.images} images of {self.subjects} subjects ({kinds}), {self.labelled} with a label map",
+            f"{self.images} images of {self.subjects} subjects ({kinds}), {self.labelled} with a label map{boxed}",
             f"splits by subject: {splits} images",
         ]
         for code, count in self.problems.items():
@@ -60,7 +65,7 @@ class IndexResult:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         counts = {"kinds": self.kinds, "splits": self.splits, "problems": self.problems}
-        numbers = {"images": self.images, "subjects": self.subjects, "labelled": self.labelled}
+        numbers = {"images": self.images, "subjects": self.subjects, "labelled": self.labelled, "boxed": self.boxed}
         return {"index": str(self.folder), **numbers, **counts}
 
 
@@ -70,6 +75,11 @@ def build_index(
     *,
     labels: Paths | None = None,
     subjects: Path | str | None = None,
+    targets: Path | str | None = None,
+    groups: Path | str | None = None,
+    boxes: Path | str | None = None,
+    box_mode: str | None = None,
+    box_space: str | None = None,
     key: bytes | None = None,
     seed: int = 0,
     fractions: Fractions | None = None,
@@ -90,6 +100,14 @@ def build_index(
             DICOM patient ID, or the name of a series' folder. What it lacks is named by the DICOM patient ID, by BIDS
             (`sub-01` in the file's name, or else a folder of that name), or by the file's name: that one is a guess,
             and a warning says so.
+        targets: table of case, as in `subjects`, and numbers: findings and measures of the whole image, a column each;
+            empty where missing. What is said of a DICOM patient ID holds for each of the patient's images, under what
+            is said of the case.
+        groups: such a table of words (site, scanner, sex), at most 20 different in a column. Nothing else keeps an
+            identifier of yours from the index: leave out columns that tell who somebody is.
+        boxes: folder of Pascal VOC's XML files, or a datalist of MONAI; see `ingest.boxes.match_boxes`.
+        box_mode: of a datalist's boxes.
+        box_space: of a datalist's boxes, `voxel`, `ras` or `lps`; must be given unless the file states it.
         key: secret that subject ids are made with; unless given, that of the file MEDSSL_KEY_FILE names, or of
             `medssl/site.key` in the user's configuration folder, made where there is none. Another key gives other
             ids and splits; `Index.key_check` tells whether two indexes have the same.
@@ -100,7 +118,7 @@ def build_index(
 
     Raises:
         DataError: no image was found.
-        MedsslError: `out` is taken or cannot be written, a path does not exist, the table or the key cannot be read.
+        MedsslError: `out` is taken or cannot be written, a path does not exist, a table or the key cannot be read.
     """
     check_new(out)
     table = read_subjects(subjects) if subjects is not None else None
@@ -109,9 +127,14 @@ def build_index(
     found = find_images(_listed(paths), skip=label_folders, progress=progress)
     problems = list(found.problems)
     images = _distinct(list(read_images(found, problems, check=check, progress=progress)), problems)
-    places, warned = match_labels(images, label_folders, problems, progress) if label_folders else ({}, {})
     if not images:
         raise _nothing_found(paths, problems)
+    places, warned = match_labels(images, label_folders, problems, progress) if label_folders else ({}, {})
+    numbers = match_targets(images, targets, problems) if targets is not None else {}
+    words = match_groups(images, groups, problems) if groups is not None else {}
+    drawn = Boxes()
+    if boxes is not None:
+        drawn = match_boxes(images, boxes, problems, mode=box_mode, space=box_space, progress=progress)
     shared = _shared_names(images, table)
     rows, locations = [], {}
     for image in images:
@@ -119,8 +142,11 @@ def build_index(
         subject_id = names.of("subject", _patient_of(image, table, shared, codes))
         problems.extend(problem(code, image.where) for code in codes)
         split = split_of(subject_id, seed=seed, fractions=fractions or Fractions())
-        codes += [*image.noted, *warned.get(image.digest, [])]  # named already, with the path they are about
+        # These are named already, with the path they are about.
+        codes += [*image.noted, *warned.get(image.digest, []), *drawn.warned.get(image.digest, [])]
         row = _row(image, names, subject_id, split, codes, label=image.digest in places, modality=modality)
+        row = replace(row, groups={**row.groups, **words.get(image.digest, {})})
+        row = replace(row, labels=numbers.get(image.digest, {}), boxes=drawn.of.get(image.digest))
         rows.append(row)
         locations[row.image_id] = image.location
         if row.labelled:
@@ -231,4 +257,5 @@ def _result(folder: Path, rows: list[IndexRow], problems: list[ProblemRow]) -> I
         kinds=dict(sorted(Counter(row.kind for row in rows).items())),
         splits={split: splits[split] for split in SPLITS},
         problems=dict(sorted(Counter(row.code for row in problems).items())),
+        boxed=sum(row.boxes is not None for row in rows),
     )

@@ -38,7 +38,7 @@ def card_of(rows: Sequence[IndexRow], problems: Sequence[ProblemRow], *, seed: i
         inside = [row for row in rows if row.split == split]
         count = len({row.subject_id for row in inside})
         lines.append(f"| {split} | {count} | {len(inside)} | {sum(row.labelled for row in inside)} |")
-    lines += _groups(rows)
+    lines += [*_groups(rows), *_targets(rows), *_boxes(rows)]
     lines += ["", "## Problems", ""]
     counts = Counter(problem.code for problem in problems)
     if not counts:
@@ -75,7 +75,7 @@ def _range(values: Iterable[float], text: Callable[[float], str]) -> str:
 
 
 def _groups(rows: Sequence[IndexRow]) -> list[str]:
-    """Count images by what headers tell of sex, age and maker; scanners are counted, not named."""
+    """Count images by what headers tell of sex, age and maker, and by declared groups; scanners are not named."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
         for name, value in row.groups.items():
@@ -89,3 +89,32 @@ def _groups(rows: Sequence[IndexRow]) -> list[str]:
         else:
             lines.append(f"- {name}: " + ", ".join(f"{value} {count}" for value, count in sorted(counter.items())))
     return lines
+
+
+def _targets(rows: Sequence[IndexRow]) -> list[str]:
+    """Tell least, median and greatest of each finding or measure."""
+    names = sorted({name for row in rows for name in row.labels})
+    if not names:
+        return []
+    lines = ["", "## Targets", "", "| target | images | least, median, greatest |", "|---|---|---|"]
+    for name in names:
+        values = [row.labels[name] for row in rows if name in row.labels]
+        lines.append(f"| {name} | {len(values)} | {_range(values, lambda value: f'{value:.4g}')} |")
+    return lines
+
+
+def _boxes(rows: Sequence[IndexRow]) -> list[str]:
+    """Count boxes, and images that have one, by class."""
+    looked = [row.boxes for row in rows if row.boxes is not None]
+    if not looked:
+        return []
+    lines = [
+        "",
+        "## Boxes",
+        "",
+        f"{len(looked)} images were looked at, {sum(not boxes for boxes in looked)} have none.",
+    ]
+    lines += ["", "| class | boxes | images |", "|---|---|---|"]
+    boxes = Counter(name for found in looked for name, _ in found)
+    images = Counter(name for found in looked for name in {name for name, _ in found})
+    return lines + [f"| {name} | {count} | {images[name]} |" for name, count in sorted(boxes.items())]

@@ -27,6 +27,7 @@ class Image:
         patient: as the header has it; empty where it has none.
         relation: what images of one patient share where the patient is not named: study or frame of reference.
         noted: codes of warnings that stand among the problems already, under the path they are about.
+        instances: SOP Instance UIDs of a DICOM series, in the volume's order.
     """
 
     case: str
@@ -40,6 +41,7 @@ class Image:
     scanner: str = ""
     groups: tuple[tuple[str, str], ...] = ()
     noted: tuple[str, ...] = ()
+    instances: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -100,6 +102,7 @@ def _from_series(instances: Sequence[Instance]) -> Image:
         series=first.series,
         scanner=first.scanner,
         groups=first.groups,
+        instances=tuple(instance.uid for instance in series.instances),
     )
 
 

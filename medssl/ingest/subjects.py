@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import hmac
 import logging
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, MedsslError, UsageError
+from ..reading.table import read_lines
 
 _KEY_BYTES = 32
 _LEAST_KEY_BYTES = 16
@@ -155,28 +155,18 @@ def read_subjects(path: Path | str) -> dict[str, str]:
     Raises:
         DataError: the table cannot be read, a line has less than two fields, or a case stands there for two patients.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("the table of subjects cannot be read", where=str(path), fix="save it as UTF-8 text") from error
-    head = text.partition("\n")[0]
-    separator = "\t" if "\t" in head else ";" if ";" in head and "," not in head else ","
+    _, lines = read_lines(path, "subjects")
     table: dict[str, str] = {}
-    for number, line in enumerate(csv.reader(text.splitlines(), delimiter=separator), start=1):
-        if number == 1 or not any(field.strip() for field in line):
-            continue
-        if len(line) < 2 or not line[0].strip() or not line[1].strip():
+    for number, line in lines:
+        if len(line) < 2 or not line[0] or not line[1]:
             raise DataError(
                 "a line of the table of subjects names no case or no patient",
                 where=f"{path}, line {number}",
                 fix="write the case in the first column, the patient in the second",
             )
-        case, patient = line[0].strip(), line[1].strip()
+        case, patient = line[:2]
         if table.setdefault(case, patient) != patient:
             raise DataError(
                 "the table of subjects gives one case to two patients", where=f"{path}, line {number}", fix="correct it"
             )
-    if not table:
-        raise DataError("the table of subjects has no lines", where=str(path), fix="write a head and a line for a case")
     return table

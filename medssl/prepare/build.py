@@ -108,6 +108,8 @@ def build_store(
             view=row.view,
             modality=row.modality,
             labels=dict(row.labels),
+            groups=dict(row.groups),
+            boxes=row.boxes,
             text=row.text,
         )
         for row in _wanted(index, config)

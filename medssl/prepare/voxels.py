@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .. import geometry
 from ..errors import DataError
 from ..reading import ReadError, Source, read_label, read_voxels
+from ..reading.boxes import Box, fitted, moved
 from ..store import StoreRow
 from .config import Percentiles, PrepareConfig, Window
 from .preprocessing import instance, is_spatial, spatial_items
@@ -45,6 +46,9 @@ class ToPrepare:
     view: str = ""
     modality: str = ""
     labels: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    boxes: tuple[Box, ...] | None = None
+    """In voxels of the file's array."""
     text: str = ""
 
 
@@ -72,7 +76,7 @@ def prepare_image(item: ToPrepare, config: PrepareConfig) -> Prepared:
     if item.kind not in ("volume", "image2d", "rgb2d"):
         raise ReadError("format-unsupported", f"images of kind {item.kind} are not prepared yet")
     label, problems = _label_of(item, voxels.array, voxels.affine)
-    image, label, affine = _transformed(item.kind, voxels.array, label, voxels.affine, config)
+    image, label, affine, moves = _transformed(item.kind, voxels.array, label, voxels.affine, config)
     if not np.isfinite(image).all():
         raise ReadError("voxels-not-finite", "voxels are not finite after preparation")
     intensity = intensity_of(image, config)
@@ -81,6 +85,11 @@ def prepare_image(item: ToPrepare, config: PrepareConfig) -> Prepared:
     known = None if affine is None else tuple(tuple(float(v) for v in line) for line in affine)
     spacing = None if affine is None else tuple(float(v) for v in np.linalg.norm(affine[:3, : image.ndim - 1], axis=0))
     points = label_points(label)
+    boxes = item.boxes
+    for move, shape in moves if boxes is not None else ():
+        # Step by step, as voxels are lost: what a crop took is not in what is padded after it.
+        boxes, flaws = fitted(moved(boxes or (), move, len(shape)), shape)
+        problems += [flaw for flaw in flaws if flaw[0] != "box-cut"]
     row = StoreRow(
         image_id=item.image_id,
         subject_id=item.subject_id,
@@ -99,6 +108,8 @@ def prepare_image(item: ToPrepare, config: PrepareConfig) -> Prepared:
         view=item.view,
         modality=item.modality,
         labels=dict(item.labels),
+        groups=dict(item.groups),
+        boxes=boxes,
         text=item.text,
         content=_content(image, label),
     )
@@ -123,13 +134,18 @@ def _label_of(item: ToPrepare, array: Array, affine: Array | None) -> tuple[Arra
 
 def _transformed(
     kind: str, array: Array, label: Array | None, affine: Array | None, config: PrepareConfig
-) -> tuple[Array, Array | None, Array | None]:
-    """Run MONAI's transforms; returns channels first, and the affine of the result."""
+) -> tuple[Array, Array | None, Array | None, list[tuple[Array, tuple[int, ...]]]]:
+    """Run MONAI's transforms.
+
+    Returns:
+        Image and label, channels first, and the affine of the result; for each transform, how it moved voxel indices
+        (4, 4) and the shape it left.
+    """
     first = np.moveaxis(array, -1, 0) if kind == "rgb2d" else array[None]
     data = {"image": first} | ({} if label is None else {"label": label[None]})
     items = spatial_items(config, ["image"], ["label"] if "label" in data else [], kind=kind)
     if not items:
-        return first, data.get("label"), affine
+        return first, data.get("label"), affine, []
     import torch
     from monai.data import MetaTensor
 
@@ -142,20 +158,25 @@ def _transformed(
         )
         for key, value in data.items()
     }
+    moves = []
     for item in items:
+        before = state["image"].affine.numpy()
         try:
             state = instance(item)(state)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             logger.debug("%s failed", item["_target_"], exc_info=True)
             raise DataError(f"{item['_target_']} failed: {type(error).__name__}", where="prepare") from error
+        move = np.linalg.solve(state["image"].affine.numpy(), before)
+        moves.append((move, tuple(int(n) for n in state["image"].shape[1:])))
     image = state["image"].as_tensor().numpy()
-    moved = state["image"].affine.numpy().astype(np.float64) if affine is not None else None
+    after = state["image"].affine.numpy().astype(np.float64)
+    placed = after if affine is not None else None
     if label is None:
-        return image, None, moved
+        return image, None, placed, moves
     out = np.rint(state["label"].as_tensor().numpy())
     if not np.isin(np.unique(out), [0, *np.unique(label)]).all() or out.shape[1:] != image.shape[1:]:
         raise DataError("the transforms make a label map of other classes or another shape", where="prepare.transforms")
-    return image, out.astype(label.dtype), moved
+    return image, out.astype(label.dtype), placed, moves
 
 
 def _keeps_values(config: PrepareConfig, kind: str) -> bool:

@@ -36,6 +36,7 @@ class Instance:
         tilt: Gantry/Detector Tilt in degrees.
         digest: hash of stored pixels, place and scale; without UIDs, so that an anonymised copy is found.
         flaw: code of what keeps this file from being a slice, with the message; empty for a good one.
+        uid: SOP Instance UID.
     """
 
     path: str
@@ -61,6 +62,7 @@ class Instance:
     scanner: str
     digest: str
     flaw: tuple[str, str] | None
+    uid: str = ""
 
 
 def read_dataset(path: str) -> Any:
@@ -181,6 +183,7 @@ def _gathered(dataset: Any, path: str) -> Instance:
         scanner="\n".join(_text(dataset, k) for k in ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber")),
         digest=digest.hexdigest(),
         flaw=_flaw(dataset, sop_class, shape, bits, syntax),
+        uid=_text(dataset, "SOPInstanceUID"),
     )
 
 

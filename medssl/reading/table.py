@@ -1,0 +1,32 @@
+"""Tables of text: TSV and CSV with a head, as people and spreadsheets write them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from ..errors import DataError
+
+
+def read_lines(path: Path | str, what: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read a TSV or CSV file: the fields of its head, and number and fields of each other line that is not empty.
+
+    Raises:
+        DataError: it cannot be read, or has no line but a head.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the table of {what} cannot be read", where=str(path), fix="save it as UTF-8 text") from error
+    head = text.partition("\n")[0]
+    separator = "\t" if "\t" in head else ";" if ";" in head and "," not in head else ","
+    try:
+        lines = [[field.strip() for field in line] for line in csv.reader(text.splitlines(), delimiter=separator)]
+    except csv.Error as error:
+        raise DataError(f"the table of {what} cannot be read", where=str(path), fix="save it as TSV or CSV") from error
+    filled = [(number, line) for number, line in enumerate(lines, start=1) if any(line)]
+    if len(filled) < 2 or filled[0][0] != 1:
+        raise DataError(
+            f"the table of {what} has no lines", where=str(path), fix="write a head and a line for each case"
+        )
+    return filled[0][1], filled[1:]
