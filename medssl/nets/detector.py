@@ -64,8 +64,8 @@ class Detector(TaskNetwork):
 
     @property
     def scripts(self) -> dict[str, str]:
-        """The sources a bundle must carry for its network, by module."""
-        return {module: _source(module) for module in ("retinanet", "decoders")}
+        """The sources a bundle must carry for its network, by file name."""
+        return {f"{module}.py": _source(module) for module in ("retinanet", "decoders")}
 
     @property
     def packages(self) -> tuple[str, ...]:
