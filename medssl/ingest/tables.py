@@ -12,14 +12,11 @@ from typing import Generic, TypeVar
 
 from ..errors import DataError
 from ..index import ProblemRow
-from ..reading.table import read_lines
+from ..reading.table import MOST_WORDS, read_lines
 from .images import Image
 from .scan import problem
 
 Value = TypeVar("Value")
-
-MOST_WORDS = 20
-"""Different words a column of groups may hold: with more it could be an identifier."""
 
 _MANY_CASES = 5
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

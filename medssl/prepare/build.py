@@ -51,7 +51,7 @@ class StoreResult:
     images: int
     labelled: int
     problems: dict[str, int]
-    """Images or labels left out, by code."""
+    """Images, labels or boxes left out or cut, by code."""
     bytes: int
     seconds: float
     resumed: int = 0
@@ -75,7 +75,8 @@ class StoreResult:
             lines.append(f"{self.resumed} of them were done before this run")
         if self.problems:
             counts = ", ".join(f"{code} {count}" for code, count in sorted(self.problems.items()))
-            lines.append(f"left out: {counts}; see {self.folder / 'problems.csv'}")
+            what = "left out or cut" if "box-cut" in self.problems else "left out"
+            lines.append(f"{what}: {counts}; see {self.folder / 'problems.csv'}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

@@ -85,7 +85,10 @@ def prepare_image(item: ToPrepare, config: PrepareConfig) -> Prepared:
     known = None if affine is None else tuple(tuple(float(v) for v in line) for line in affine)
     spacing = None if affine is None else tuple(float(v) for v in np.linalg.norm(affine[:3, : image.ndim - 1], axis=0))
     points = label_points(label)
-    boxes = item.boxes
+    boxes = None
+    if item.boxes is not None:
+        boxes, flaws = fitted(item.boxes, voxels.array.shape[: image.ndim - 1])
+        problems += flaws
     for move, shape in moves if boxes is not None else ():
         # Step by step, as voxels are lost: what a crop took is not in what is padded after it.
         boxes, flaws = fitted(moved(boxes or (), move, len(shape)), shape)

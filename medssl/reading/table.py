@@ -7,6 +7,9 @@ from pathlib import Path
 
 from ..errors import DataError
 
+MOST_WORDS = 20
+"""Different words a column of groups may hold: with more it could be an identifier."""
+
 
 def read_lines(path: Path | str, what: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Read a TSV or CSV file: the fields of its head, and number and fields of each other line that is not empty.
