@@ -23,10 +23,19 @@ def class_numbers(label: NDArray[Any], classes: Sequence[int]) -> NDArray[np.int
     """Number the values of a label map 0 (background), 1, ..., K - 1 in the order of `classes`.
 
     Args:
-        label: (*), any integers.
+        label: (*), 0 and values of `classes`.
         classes: the values beside 0, positive and rising.
+
+    Raises:
+        ValueError: the label map holds another value, which would be counted as one of these.
     """
-    return np.searchsorted(np.array((0, *classes)), label).astype(np.int64)
+    values = np.array((0, *classes))
+    numbers = np.searchsorted(values, label)
+    wrong = values[np.minimum(numbers, len(classes))] != label
+    if wrong.any():
+        found = ", ".join(str(value) for value in np.unique(label[wrong])[:5])
+        raise ValueError(f"a label map holds {found}, which is none of the classes {tuple(classes)}")
+    return numbers.astype(np.int64)
 
 
 def dice(prediction: Labels, label: Labels, classes: int) -> NDArray[np.float64]:

@@ -106,6 +106,12 @@ def test_class_numbers_follow_the_values() -> None:
     np.testing.assert_array_equal(class_numbers(np.array([0, 255, 3, 0]), (3, 255)), [0, 2, 1, 0])
 
 
+@pytest.mark.parametrize("value", [-1, 2, 4, 300], ids=["below 0", "before a class", "between classes", "above them"])
+def test_a_value_that_is_no_class_is_refused_and_not_taken_for_its_neighbour(value: int) -> None:
+    with pytest.raises(ValueError, match=f"holds {value}, which is none of the classes"):
+        class_numbers(np.array([0, 3, value, 255]), (3, 255))
+
+
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.5], ids=["exact", "one mm", "two and a half mm"])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.3, 5.0)], ids=["isotropic", "thick slices"])
 def test_surface_dice_equals_monai_on_blobs(spacing: tuple[float, ...], tolerance: float) -> None:
