@@ -202,7 +202,7 @@ class Bench:
     def result(self, knobs: ClassificationConfig) -> dict[str, Any]:
         """Return what every arm reaches, and how networks compare with what needs none."""
         told = read_told(self.store, knobs)
-        answers: dict[str, list[list[ImageAnswer]]] = {SCRATCH: [], PRETRAINED: []} | {
+        answers: dict[str, list[list[ImageAnswer]]] = {PRETRAINED: [], SCRATCH: []} | {
             arm: [self.without_network(told, brightness=brightness)] * self.settings.seeds
             for arm, brightness in ((SIZE, False), (BRIGHTNESS, True))
         }
@@ -289,9 +289,9 @@ def main() -> None:
     """Run everything and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--pretraining", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--pretraining", type=int, default=150)
     settings = parser.parse_args()
     began, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -315,7 +315,7 @@ def main() -> None:
         "tasks": tasks,
     }
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    settings.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    settings.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def _part(name: str, found: dict[str, Any]) -> str:
     rows = []
     for arm, reached in found["arms"].items():
         value = reached["value"]
-        row = [arm, f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"]
+        row = [arm, f"{value['mean']:.3f} [{value['low']:.3f}, {min(1.0, value['high']):.3f}]"]
         if in_units:
             row += [f"{reached[key]:.1f}" for key in ("mae", "rmse", "bias")]
             row += [f"{reached['low']:.1f} to {reached['high']:.1f}", f"{reached['r2']:.2f}"]
