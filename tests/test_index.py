@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from medssl.errors import DataError
@@ -65,6 +67,24 @@ def test_rows_and_locations_come_back_as_they_were(tmp_path: Path) -> None:
     assert again.label_location(VOLUME.image_id) == PLACES["l" * 16]
     assert again.label_location(PICTURE.image_id) is None
     assert again.fingerprint == index.fingerprint
+
+
+def test_boxes_come_back_and_tell_none_from_not_looked_for(tmp_path: Path) -> None:
+    for boxes in (None, (), (("a", (0.0, 1.5, 2.0, 3.0)), ("b", (0.0, 1.0, 2.0, 3.0)))):
+        index = written(tmp_path / str(boxes)[:4], [replace(PICTURE, boxes=boxes)])
+        again = Index.open(index.folder)
+        assert again.rows[0].boxes == boxes
+        assert again.fingerprint == index.fingerprint
+    found = {Index(tmp_path, (replace(PICTURE, boxes=b),), {}).fingerprint for b in (None, (), (("a", (0.0,) * 4),))}
+    assert len(found) == 3
+
+
+def test_an_index_from_before_boxes_opens_with_the_fingerprint_it_had(tmp_path: Path) -> None:
+    index = written(tmp_path / "i", [VOLUME, PICTURE])
+    assert index.fingerprint == "032ca85f8f8afa69", "as the version before boxes computed it"
+    table = pq.read_table(tmp_path / "i" / "index.parquet").drop_columns(["boxes"])
+    pq.write_table(table, tmp_path / "i" / "index.parquet")
+    assert Index.open(tmp_path / "i").fingerprint == index.fingerprint
 
 
 def test_the_order_of_rows_does_not_matter_and_their_content_does(tmp_path: Path) -> None:

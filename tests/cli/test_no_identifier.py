@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+from PIL import Image
 
 from medssl.demo_data import demo_folder
 from medssl.store import Store
@@ -190,6 +191,57 @@ def test_a_file_that_vanished_before_prepare_is_told_by_its_id_alone(scans: Path
     text = (said.out + said.err).lower().encode()
     assert [form for form in FORMS if form in text] == []
     assert leaks(tmp_path / "store") == {}
+
+
+def test_tables_and_boxes_name_nobody_in_index_or_store(scans: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x013B] = "Xanthopoulos"  # the artist
+    picture = Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20))
+    picture.save(scans / FOLDER / "Wilhelmina.jpg", exif=exif, comment=b"born 19370214")
+    cases = [f"Xanthopoulos_PIDK77310942_{n}" for n in range(8)]
+    rows = [f"{case}\t{n % 2}\t0.{n}" for n, case in enumerate([*cases, "PIDK77310942", "Obermayer Gottlieb"])]
+    (tmp_path / "targets.tsv").write_text("\n".join(["Wilhelmina's case\tbleeding\tEF", *rows]))
+    (tmp_path / "groups.csv").write_text("\n".join(["PIDK77310942,site", *(f"{case},north" for case in cases)]))
+    text = (
+        "<annotation><folder>{0}</folder><filename>{0}</filename><path>/home/Xanthopoulos</path><owner>{0}</owner>{1}"
+    )
+    item = "<object><name>lesion</name><bndbox>{}</bndbox><text>Wilhelmina</text></object></annotation>"
+    item = item.format("<xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax>")
+    (tmp_path / "boxes").mkdir()
+    for name in ("1.2.826.0.1.3680043.9.7777.4.3", "Wilhelmina", "Obermayer Gottlieb"):
+        (tmp_path / "boxes" / f"{name}.xml").write_text(text.format(FOLDER, item))
+    out = tmp_path / "out"
+    out.mkdir()
+    tables = ("--targets", tmp_path / "targets.tsv", "--groups", tmp_path / "groups.csv", "--boxes", tmp_path / "boxes")
+    overrides = sets(("prepare.modalities=[]", "prepare.spacing_mm=[4, 4, 4]", "prepare.workers=0"))
+    said = [
+        say("index", scans, *tables, "--out", out / "index"),
+        say("prepare", out / "index", "--recipe", "mae-hippocampus", "--out", out / "store", *overrides),
+    ]
+    assert [each.code for each in said] == [0, 0], said[-1].err
+    store = Store.open(out / "store")
+    assert sum("EF" in row.labels for row in store.rows) == 9
+    assert sum(row.groups.get("site") == "north" for row in store.rows) == 8
+    assert sorted(len(row.shape) for row in store.rows if row.boxes) == [2, 3]
+    assert leaks(out) == {}
+    spoken = "".join(each.out + each.err for each in said).lower().encode()
+    assert [form for form in FORMS if form in spoken] == []
+    private = b"".join(path.read_bytes() for path in (out / "index" / "private").iterdir())
+    assert b"obermayer" in private.lower(), "lines and boxes of nobody are named where names may stand"
+
+
+def test_a_refused_table_is_told_without_what_is_in_it(scans: Path, tmp_path: Path) -> None:
+    wrong = {
+        "--targets": "case\tEF\nPIDK77310942\tXanthopoulos",
+        "--groups": "case\tname\n" + "\n".join(f"{n}\tXanthopoulos{n}" for n in range(30)),
+        "--boxes": json.dumps({"training": [{"image": "PIDK77310942", "box": [["Wilhelmina"]], "label": [0]}]}),
+    }
+    for option, text in wrong.items():
+        (tmp_path / "table").write_text(text)
+        said = say("--debug", "index", scans, option, tmp_path / "table", "--out", tmp_path / "index")
+        assert said.code == 1
+        assert [form for form in FORMS if form in (said.out + said.err).lower().encode()] == []
+        assert not (tmp_path / "index").exists()
 
 
 def test_the_search_finds_what_is_packed(tmp_path: Path) -> None:
