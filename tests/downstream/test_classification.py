@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from medssl.batch import rows
 from medssl.config import Section
-from medssl.downstream import FinetuneConfig
+from medssl.downstream import FinetuneConfig, compare_encoders, finetune
 from medssl.downstream.classification import Classification, finding_loss, grade_loss, measure_loss
 from medssl.downstream.classification_config import ClassificationConfig
 from medssl.downstream.classification_targets import Told, read_told
@@ -328,3 +328,42 @@ def test_answers_are_kept_as_a_table_with_names(store: Store, tmp_path: Path) ->
     assert [line.split(",")[0] for line in lines[1:]] == list(images)
     assert [float(v) for v in lines[1].split(",")[1:]] == pytest.approx(scores[0].answer, rel=1e-4)
     assert "grade: 0, 1, 2" in TASK.card(network, config)
+
+
+def test_arms_are_compared_by_shares_of_the_same_patients_and_nothing_is_done_twice(
+    store: Store, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    encoder = build_encoder(NETWORK, channels=1, shape=(16, 16, 16), spacing_mm=(1.0, 0.5, 2.0))
+    config = _section(2, targets=("ef",))
+    arms: dict[str, Any] = {
+        "data": store,
+        "counts": (3, "all"),
+        "seeds": 2,
+        "config": config,
+        "names": ["own", "scratch"],
+    }
+    first = compare_encoders([encoder, None], "classification", out=tmp_path / "out", **arms)
+    again = compare_encoders([encoder, None], "classification", out=tmp_path / "out", **arms)
+    assert (first.computed, again.computed) == (8, 0)
+    assert again.to_dict() == {**first.to_dict(), "computed": 0}
+    assert first.values["own"][10].shape == (2, 6)
+    gap = first.values["own"][10] - first.values["scratch"][10]
+    assert first.differences["own"][10].mean == pytest.approx(float(gap.mean()))
+
+
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(store: Store, tmp_path: Path) -> None:
+    config = _section(4, targets=("grade",), kind="ordinal", checkpoint_steps=2)
+    task: dict[str, Any] = {"task": "classification", "network": NETWORK}
+
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase == "fine-tune" and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(None, store, tmp_path / "stopped", config, **task, progress=stop)
+    resumed = finetune(None, store, tmp_path / "stopped", config, **task, resume=True)
+    whole = finetune(None, store, tmp_path / "whole", config, **task)
+    assert resumed.training.resumed_from == 2
+    assert resumed.scores == whole.scores
+    assert resumed.summary == whole.summary
