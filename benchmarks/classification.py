@@ -196,7 +196,7 @@ class Bench:
             found = _regressed((x - mean) / spread, told.of(train)[:, 0], (q - mean) / spread, told)
             for image_id, answer in zip(test, found):
                 truth = tuple(float(v) for v in told.truth[image_id])
-                out.append(ImageAnswer(image_id, image_id, tuple(float(v) for v in answer), truth))
+                out.append(ImageAnswer(image_id, image_id, tuple(float(v) for v in answer), truth, told.kind))
         return out
 
     def result(self, knobs: ClassificationConfig) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ..metrics import (
     regression_errors,
 )
 from ..metrics.shares import shares
-from .classification_config import ClassificationConfig
+from .classification_config import ClassificationConfig, Kind
 from .classification_targets import Told
 
 Table = NDArray[np.float64]
@@ -50,6 +50,7 @@ class ImageAnswer:
     subject_id: str
     answer: tuple[float, ...]
     truth: tuple[float | None, ...]
+    kind: Kind
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -58,7 +59,19 @@ class ImageAnswer:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ImageAnswer:
         """Take back what `to_dict` gave."""
-        return cls(value["image_id"], value["subject_id"], tuple(value["answer"]), tuple(value["truth"]))
+        return cls(value["image_id"], value["subject_id"], tuple(value["answer"]), tuple(value["truth"]), value["kind"])
+
+    def check(self) -> None:
+        """Raise ValueError where answer or truth are no such numbers."""
+        known = [v for v in self.truth if v is not None]
+        if not self.answer or not known or not all(math.isfinite(v) for v in (*self.answer, *known)):
+            raise ValueError(f"image {self.image_id}: an answer or a truth that is none")
+        if self.kind == "regression":
+            return
+        inside = all(-1e-6 <= value <= 1 + 1e-6 for value in self.answer)
+        exclusive = self.kind in ("multiclass", "ordinal")
+        if not inside or (exclusive and abs(sum(self.answer) - 1) > 1e-3):
+            raise ValueError(f"image {self.image_id}: probabilities that are none")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ class ClassificationTask(Task):
     name: ClassVar[str] = "classification"
     measure: ClassVar[str] = "score"
 
+    def measured(self, store: Store, config: FinetuneConfig) -> str:
+        """Return AUROC, quadratic kappa or skill, as the kind of the targets has it."""
+        return MEASURES.get(read_told(store, config.classification).kind, "AUROC")
+
     def images(self, store: Store, split: str, config: FinetuneConfig) -> tuple[str, ...]:
         """Return the images of a split of which a target is known."""
         told = read_told(store, config.classification)
@@ -100,7 +104,7 @@ class ClassificationTask(Task):
                 image = scaled(torch.from_numpy(store.read(image_id))[None], intensity).to(device)
                 found = network.answer(network.predict(image))[0].tolist()
                 truth = tuple(None if math.isnan(v) else v for v in told.truth[image_id])
-                scores.append(ImageAnswer(image_id, row.subject_id, tuple(found), truth))
+                scores.append(ImageAnswer(image_id, row.subject_id, tuple(found), truth, told.kind))
                 if keep is not None:
                     keep(image_id, np.array(tuple(found), dtype=[(name, "f8") for name in network.names]))
         finally:
@@ -111,9 +115,7 @@ class ClassificationTask(Task):
     def score_from(self, value: Mapping[str, Any]) -> ImageAnswer:
         """Take a score back; numbers that are none raise ValueError."""
         score = ImageAnswer.from_dict(value)
-        known = [v for v in score.truth if v is not None]
-        if not score.answer or not known or not all(math.isfinite(v) for v in (*score.answer, *known)):
-            raise ValueError("holds an answer or a truth that is none")
+        score.check()
         return score
 
     def table(self, scores: Sequence[ImageAnswer], store: Store, config: FinetuneConfig) -> NDArray[np.float64]:
@@ -124,7 +126,9 @@ class ClassificationTask(Task):
 
     def further(self, scores: Sequence[ImageAnswer], store: Store, config: FinetuneConfig) -> dict[str, float]:
         """Return the mean over targets: AUPRC and Brier score, or of measures the absolute error in their units."""
-        found = self.summary(scores, store, config)["measures"]
+        # Its intervals are not shown here, so few draws do.
+        quick = config.classification.model_copy(update={"draws": 100})
+        found = self.summary(scores, store, config.model_copy(update={"classification": quick}))["measures"]
 
         def mean(name: str) -> float:
             values = [about[name]["value"] for about in found.values() if name in about]
@@ -271,15 +275,12 @@ def training_medians(told: Told, store: Store) -> tuple[float, ...]:
 
 
 def check_answers(scores: Sequence[ImageAnswer], told: Told) -> None:
-    """Raise ValueError where a score does not fit the targets, or its probabilities are none."""
+    """Raise ValueError where a score does not fit the targets, or holds no such numbers."""
     for score in scores:
-        if len(score.answer) != len(told.names) or len(score.truth) != (1 if told.classes else len(told.targets)):
-            raise ValueError(f"image {score.image_id}: {len(score.answer)} numbers for {len(told.names)}")
-        if told.kind == "regression":
-            continue
-        inside = all(-1e-6 <= value <= 1 + 1e-6 for value in score.answer)
-        if not inside or (told.classes and abs(sum(score.answer) - 1) > 1e-3):
-            raise ValueError(f"image {score.image_id}: probabilities that are none")
+        fits = len(score.answer) == len(told.names) and len(score.truth) == (1 if told.classes else len(told.targets))
+        if score.kind != told.kind or not fits:
+            raise ValueError(f"image {score.image_id}: {len(score.answer)} numbers ({score.kind}) for {told.kind}")
+        score.check()
 
 
 def _by_group(

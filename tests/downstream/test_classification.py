@@ -302,7 +302,7 @@ def test_early_stopping_keeps_the_best_look_at_validation_images(store: Store, t
     config = TASK.settle(_section(4, check_steps=1, stop_after=4, targets=("ef",)), _design(), store)
     images = TASK.images(store, "train", config)
     network, result = train_network(TASK, _design(), store, config, images, tmp_path / "run")
-    best = result.metrics[f"validation/best_{TASK.measure}"]
+    best = result.metrics[f"validation/best_{TASK.measured(store, config)}"]
     seen = TASK.look(network, store, config, TASK.images(store, "validation", config))
     assert seen == pytest.approx(best, abs=1e-6)
 

@@ -64,7 +64,7 @@ def _scores(store: Store, config: FinetuneConfig, seed: int = 1) -> tuple[ImageA
         else:
             answer = [1 / (1 + np.exp(-random.normal(1.5 * (2 * t - 1), 1.5))) for t in np.nan_to_num(truth)]
         known = tuple(None if np.isnan(t) else float(t) for t in truth)
-        out.append(ImageAnswer(image_id, store.row(image_id).subject_id, tuple(map(float, answer)), known))
+        out.append(ImageAnswer(image_id, store.row(image_id).subject_id, tuple(map(float, answer)), known, told.kind))
     return tuple(out)
 
 
@@ -185,8 +185,8 @@ def test_images_of_one_patient_are_averaged_first_and_a_patient_counts_once(stor
 
 
 def test_images_of_one_patient_with_other_truths_stay_apart_but_leave_together(store: Store) -> None:
-    a = ImageAnswer("a", "p", (0.9,), (1.0,))
-    b = ImageAnswer("b", "p", (0.2,), (0.0,))
+    a = ImageAnswer("a", "p", (0.9,), (1.0,), "binary")
+    b = ImageAnswer("b", "p", (0.2,), (0.0,), "binary")
     units = united([a, b, dataclasses.replace(a, image_id="c", subject_id="q", answer=(0.4,))])
     assert units.patients == ("p", "q")
     assert units.owner.tolist() == [0, 0, 1]
@@ -230,10 +230,19 @@ def test_one_class_alone_has_no_auroc_and_says_so(store: Store) -> None:
 def test_a_score_that_fits_no_target_is_refused(answer: Any, truth: Any, store: Store) -> None:
     config = _config(targets=("ill",))
     with pytest.raises(ValueError, match="image x"):
-        TASK.table([ImageAnswer("x", "p", answer, truth)], store, config)
+        TASK.table([ImageAnswer("x", "p", answer, truth, "binary")], store, config)
 
 
-@pytest.mark.parametrize("answer", [[], [float("nan")], [float("inf")]])
-def test_a_kept_score_without_a_number_is_refused(answer: Any) -> None:
-    with pytest.raises(ValueError, match="holds an answer"):
-        TASK.score_from({"image_id": "x", "subject_id": "p", "answer": answer, "truth": [1.0]})
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ([], "binary"),
+        ([float("nan")], "regression"),
+        ([1.2], "binary"),
+        ([0.5, 0.4], "multiclass"),
+        ([-0.1], "ordinal"),
+    ],
+)
+def test_a_kept_score_that_is_none_is_refused(answer: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match="image x"):
+        TASK.score_from({"image_id": "x", "subject_id": "p", "answer": answer, "truth": [1.0], "kind": kind})
