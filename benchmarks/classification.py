@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--pretraining", type=int, default=150)
+    parser.add_argument("--pretraining", type=int, default=120)
     settings = parser.parse_args()
     began, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -301,7 +301,7 @@ def main() -> None:
             "ejection fraction, ACDC": hearts.result(ClassificationConfig(targets=("ejection_fraction",), draws=100)),
             "disease group, ACDC": hearts.result(ClassificationConfig(targets=("group",), draws=100)),
         }
-        other = Bench(sunnybrook(), 5, Path(folder) / "sunnybrook", settings)
+        other = Bench(sunnybrook(), 3, Path(folder) / "sunnybrook", settings)
         tasks["heart failure, Sunnybrook"] = other.result(ClassificationConfig(targets=("heart_failure",), draws=100))
     result = {
         "command": command(),
