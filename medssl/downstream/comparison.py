@@ -271,6 +271,14 @@ class _Bench:
             arm: {n: np.stack([self._table(scores(arm, n, seed)) for seed in range(seeds)]) for n in counts}
             for arm in self.arms
         }
+        patients = tuple(sorted({self.store.row(i).subject_id for i in self.scored[split]}))
+        measure = self.task.measured(self.store, self.config)
+        if not all(np.isfinite(table).any() for by in values.values() for table in by.values()):
+            raise DataError(
+                f"{measure} cannot be told apart on {len(patients)} {split} patients",
+                where=str(self.store.folder),
+                fix="score a split with two patients or more of each kind (finetune.split)",
+            )
         beside = {
             arm: {
                 n: [self.task.further(scores(arm, n, seed), self.store, self.config) for seed in range(seeds)]
@@ -289,12 +297,12 @@ class _Bench:
         found = CompareResult(
             out=self.out,
             task=self.task.name,
-            measure=self.task.measured(self.store, self.config),
+            measure=measure,
             arms=tuple(self.arms),
             counts=counts,
             seeds=seeds,
             split=split,
-            patients=tuple(sorted({self.store.row(i).subject_id for i in self.scored[split]})),
+            patients=patients,
             steps=self.config.steps,
             values=values,
             further=further,

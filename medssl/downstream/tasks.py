@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ..errors import UsageError
 from .classification_task import ClassificationTask
+from .detection import DetectionTask
 from .segmenting import SegmentationTask
 from .task import Task
 
-_TASKS: dict[str, Task] = {task.name: task for task in (SegmentationTask(), ClassificationTask())}
+_TASKS: dict[str, Task] = {task.name: task for task in (SegmentationTask(), DetectionTask(), ClassificationTask())}
 
 
 def task_named(name: str) -> Task:
