@@ -108,7 +108,7 @@ def _overlap(one: Box, two: Box) -> tuple[float, float]:
 
 
 def _from_voc(images: Sequence[Image], path: Path, problems: list[ProblemRow], progress: Progress) -> Boxes:
-    files = [path] if path.is_file() else sorted(path.rglob("*.xml"))
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.xml") if not file.name.startswith("."))
     if not files:
         raise DataError("no XML file with boxes was found", where=str(path), fix="name a folder of VOC's XML files")
     slices = {uid: (image, k) for image in images for k, uid in enumerate(image.instances) if uid}

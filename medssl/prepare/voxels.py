@@ -24,6 +24,8 @@ from .preprocessing import instance, is_spatial, spatial_items
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
+Moves = list[tuple[Array, tuple[int, ...]]]
+"""For each transform how it moved voxel indices, (4, 4), and the shape it left."""
 
 STEPS = 200
 """Least range in integers for resampled voxels to be rounded: half a step is then below 0.25 % of the range."""
@@ -85,14 +87,7 @@ def prepare_image(item: ToPrepare, config: PrepareConfig) -> Prepared:
     known = None if affine is None else tuple(tuple(float(v) for v in line) for line in affine)
     spacing = None if affine is None else tuple(float(v) for v in np.linalg.norm(affine[:3, : image.ndim - 1], axis=0))
     points = label_points(label)
-    boxes = None
-    if item.boxes is not None:
-        boxes, flaws = fitted(item.boxes, voxels.array.shape[: image.ndim - 1])
-        problems += flaws
-    for move, shape in moves if boxes is not None else ():
-        # Step by step, as voxels are lost: what a crop took is not in what is padded after it.
-        boxes, flaws = fitted(moved(boxes or (), move, len(shape)), shape)
-        problems += [flaw for flaw in flaws if flaw[0] != "box-cut"]
+    boxes, lost = _boxes_of(item, voxels.array.shape[: image.ndim - 1], moves)
     row = StoreRow(
         image_id=item.image_id,
         subject_id=item.subject_id,
@@ -116,7 +111,23 @@ def prepare_image(item: ToPrepare, config: PrepareConfig) -> Prepared:
         text=item.text,
         content=_content(image, label),
     )
-    return Prepared(row, image, label, points, tuple(problems))
+    return Prepared(row, image, label, points, (*problems, *lost))
+
+
+def _boxes_of(
+    item: ToPrepare, shape: tuple[int, ...], moves: Moves
+) -> tuple[tuple[Box, ...] | None, list[tuple[str, str]]]:
+    """Take the boxes where the voxels went; return what was lost by code and message.
+
+    Step by step, as voxels are lost: what a crop took is not in what is padded after it.
+    """
+    if item.boxes is None:
+        return None, []
+    boxes, problems = fitted(item.boxes, shape)
+    for move, left in moves:
+        boxes, flaws = fitted(moved(boxes, move, len(left)), left)
+        problems += [flaw for flaw in flaws if flaw[0] != "box-cut"]
+    return boxes, problems
 
 
 def _label_of(item: ToPrepare, array: Array, affine: Array | None) -> tuple[Array | None, list[tuple[str, str]]]:
@@ -137,12 +148,11 @@ def _label_of(item: ToPrepare, array: Array, affine: Array | None) -> tuple[Arra
 
 def _transformed(
     kind: str, array: Array, label: Array | None, affine: Array | None, config: PrepareConfig
-) -> tuple[Array, Array | None, Array | None, list[tuple[Array, tuple[int, ...]]]]:
+) -> tuple[Array, Array | None, Array | None, Moves]:
     """Run MONAI's transforms.
 
     Returns:
-        Image and label, channels first, and the affine of the result; for each transform, how it moved voxel indices
-        (4, 4) and the shape it left.
+        Image and label, channels first, the affine of the result, and how voxels moved.
     """
     first = np.moveaxis(array, -1, 0) if kind == "rgb2d" else array[None]
     data = {"image": first} | ({} if label is None else {"label": label[None]})

@@ -271,6 +271,17 @@ def test_pictures_and_their_labels_are_indexed(tmp_path: Path) -> None:
     assert (row.kind, row.shape, row.channels, row.spacing_mm, row.labelled) == ("rgb2d", (5, 7), 3, None, True)
 
 
+def test_jpegs_are_images_and_no_label_maps(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12)).save(tmp_path / folder / "a.jpeg")
+    index = Index.open(build_index(tmp_path / "images", tmp_path / "out", labels=tmp_path / "labels", key=KEY))
+    assert [(row.format, row.kind, row.shape, row.labelled) for row in index.rows] == [
+        ("jpeg", "image2d", (10, 12), False)
+    ]
+    assert {row["code"] for row in problems_of(tmp_path / "out")} == {"format-unsupported", "subject-by-name"}
+
+
 def test_a_series_kept_in_two_folders_is_one_image(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
