@@ -101,7 +101,7 @@ def ndcg_at(similarity: ArrayLike, relevance: ArrayLike, k: int | None = None) -
     if not asked.any():
         return float("nan")
     discount = 1 / np.log2(np.arange(s.shape[1]) + 2)
-    discount[k:] = 0
+    discount[len(discount) if k is None else k :] = 0
     values = []
     for one, worth in zip(s[asked], gain[asked]):
         _, place, counts = np.unique(-one, return_inverse=True, return_counts=True)

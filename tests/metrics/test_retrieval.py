@@ -40,8 +40,8 @@ def test_weighted_votes_lean_to_the_nearest_and_sum_to_one(seed: int) -> None:
     np.testing.assert_allclose(even, knn(similarity, labels, classes=3, k=10), atol=1e-5)
 
 
-@given(seed=SEEDS, k=st.sampled_from([1, 5, 30]), ties=st.booleans())
-def test_ndcg_and_precision_equal_scikit_learns(seed: int, k: int, ties: bool) -> None:
+@given(seed=SEEDS, k=st.sampled_from([1, 5, 30, None]), ties=st.booleans())
+def test_ndcg_and_precision_equal_scikit_learns(seed: int, k: int | None, ties: bool) -> None:
     similarity = cosine_similarity(*drawn(seed))
     similarity = np.round(similarity, 1) if ties else similarity
     relevance = np.random.default_rng(seed).integers(0, 4, similarity.shape)
@@ -75,6 +75,15 @@ def test_an_image_left_out_changes_nothing(seed: int) -> None:
         assert recall_at(hidden, more, k) == recall_at(similarity, right, k)
         assert ndcg_at(hidden, more, k) == pytest.approx(ndcg_at(similarity, right, k))
     assert mean_average_precision(hidden, more) == pytest.approx(mean_average_precision(similarity, right))
+
+
+def test_a_query_whose_only_right_image_is_left_out_is_not_asked() -> None:
+    similarity, right = np.array([[0.9, 0.1], [-np.inf, 0.5]]), np.array([[True, False], [True, False]])
+    assert recall_at(similarity, right, 2) == 1
+    assert ndcg_at(similarity, right) == 1
+    assert ndcg_at(similarity, right * np.array([[1], [2]]), 1) == 1
+    assert np.isnan(recall_at(similarity[1:], right[1:], 2))
+    assert np.isnan(mean_average_precision(similarity[1:], right[1:]))
 
 
 def test_collapsed_features_do_not_find_the_first_stored_image_by_their_order() -> None:
