@@ -158,7 +158,7 @@ def standard_error(differences: ArrayLike) -> tuple[float, float]:
     """Return the standard error of a table's mean over random seeds and random patients, and its degrees of freedom.
 
     The variance is (MS seeds + MS patients - MS rest) / SP of the two-way analysis, and no less than either of the
-    first two over SP. What was not measured is filled in by the additive fit.
+    first two over SP; MS rest over SP where both are zero. What was not measured is filled in by the additive fit.
 
     Args:
         differences: (S, P); nan where nothing was measured. With S = 1 or P = 1, the other alone spreads.
@@ -177,6 +177,8 @@ def standard_error(differences: ArrayLike) -> tuple[float, float]:
     )
     by_seed, by_patient, rest = (square / n if n else 0.0 for square, n in zip(squares, free))
     variance = max(by_seed + by_patient - rest, by_seed, by_patient)
+    if variance < 1e-12 * rest:  # seeds have one mean, patients too, and yet the table spreads: a Latin square's
+        variance = rest
     doubtful = sum(value**2 / n for value, n in zip((by_seed, by_patient, rest), free) if n)
     if variance < 1e-24 * max(1.0, mean * mean) or doubtful == 0:
         return 0.0, 1.0

@@ -125,6 +125,26 @@ def test_the_standard_error_is_that_of_many_tables_drawn_alike() -> None:
     assert np.sqrt(np.mean([standard_error(table)[0] ** 2 for table in tables])) == pytest.approx(true, rel=0.05)
 
 
+@given(seed=st.integers(0, 100), seeds=st.integers(2, 4), patients=st.integers(2, 6))
+def test_the_standard_error_is_no_less_than_seeds_or_patients_alone_would_have(
+    seed: int, seeds: int, patients: int
+) -> None:
+    table = np.random.default_rng(seed).normal(size=(seeds, patients))  # nothing but the rest spreads
+    error, _ = standard_error(table)
+    for means in (table.mean(0), table.mean(1)):
+        assert error >= means.std(ddof=1) / np.sqrt(len(means)) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("table", [[[2, 0], [0, 2]], [[1, 0, 0.5], [0.5, 1, 0], [0, 0.5, 1]]], ids=["2 x 2", "3 x 3"])
+def test_a_table_whose_means_are_all_one_is_not_therefore_sure(table: list[list[float]]) -> None:
+    found = bootstrap(table)
+    assert found.verdict == "undecided"
+    assert found.error is not None
+    assert found.p is not None
+    assert found.error > 0.2
+    assert found.p > 0.05
+
+
 @given(seed=st.integers(0, 100))
 def test_what_was_not_measured_hardly_moves_the_standard_error(seed: int) -> None:
     random = np.random.default_rng(seed)
