@@ -26,14 +26,15 @@ class ClassificationConfig(Section):
     arXiv:2111.08851), or all by one (CORAL, arXiv:1901.07884)."""
     class_weights: Literal["balanced", "none"] = "balanced"
     """`balanced`: all classes of the training images weigh the same together, and of a finding those with and without
-    it; probabilities then no longer follow how frequent a class is. `none`: all images weigh the same."""
+    it; the weights are taken off again where probabilities are told, which so are as frequent as in training. `none`:
+    all images weigh the same."""
     most_weight: float = Field(default=10.0, ge=1)
     """Largest weight of a class against the mean of the images."""
     regression_loss: Literal["huber", "mse", "mae"] = "huber"
     """On values less the training images' mean, over their standard deviation."""
     pooling: Literal["average", "attentive"] = "average"
-    """How the coarsest feature map becomes one vector: its mean, or weighted by a learned query for each head
-    (the pooling of arXiv:2202.03026, without its projections)."""
+    """How the coarsest feature map, of a ViT its tokens, becomes one vector: its mean, or means weighted by how well
+    each cell fits a learned query (after arXiv:2404.08471, without its projections)."""
     heads: int = Field(default=4, ge=1, le=64)
     """Queries of `attentive` pooling; each gives a vector of all features."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

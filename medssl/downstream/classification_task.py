@@ -24,7 +24,7 @@ from ..store import Store
 from ..views.scaling import scaled
 from .classification import Classification
 from .classification_config import ClassificationConfig
-from .classification_scores import MEASURES, ImageAnswer, Units, described, main_parts, main_table, united
+from .classification_scores import MEASURES, ImageAnswer, Units, all_measures, described, main_parts, main_table, united
 from .classification_targets import Told, read_told
 from .config import FinetuneConfig
 from .layers import add_low_rank
@@ -126,17 +126,14 @@ class ClassificationTask(Task):
 
     def further(self, scores: Sequence[ImageAnswer], store: Store, config: FinetuneConfig) -> dict[str, float]:
         """Return the mean over targets: AUPRC and Brier score, or of measures the absolute error in their units."""
-        # Its intervals are not shown here, so few draws do.
-        quick = config.classification.model_copy(update={"draws": 100})
-        found = self.summary(scores, store, config.model_copy(update={"classification": quick}))["measures"]
-
-        def mean(name: str) -> float:
-            values = [about[name]["value"] for about in found.values() if name in about]
-            known = [math.nan if value is None else value for value in values]
-            return float(np.mean(known)) if known else math.nan
-
-        names = ("mae",) if read_told(store, config.classification).kind == "regression" else ("auprc", "brier")
-        return {name: mean(name) for name in names}
+        told = read_told(store, config.classification)
+        check_answers(scores, told)
+        units, every = united(scores), all_measures(told, config.classification, training_medians(told, store))
+        out = {}
+        for name in ("mae",) if told.kind == "regression" else ("auprc", "brier"):
+            found = [units.measured(measures[name][0]) for measures in every.values() if name in measures]
+            out[name] = float(np.mean(found))
+        return out
 
     def summary(self, scores: Sequence[ImageAnswer], store: Store, config: FinetuneConfig) -> dict[str, Any]:
         """Return every measure with its interval over patients, by target and by subgroup, and confusions."""

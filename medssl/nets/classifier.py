@@ -55,7 +55,7 @@ class Classifier(TaskNetwork):
         self.shape, self.channels = tuple(spec["shape"]), int(spec["encoder"]["channels"])
         self.preparation, self.receipt = {}, None
         self._config = CONFIGS[str(spec["encoder"]["name"])](**spec["encoder"]["config"])
-        self.net = ImageNetwork(**self._arguments())
+        self.net = ImageNetwork(**self.network_arguments())
         if isinstance(self._config, ViTConfig):
             self._place_tokens(self._config)
 
@@ -112,10 +112,6 @@ class Classifier(TaskNetwork):
         """Return the arguments of the `Answer` that `answer` uses, as plain values."""
         return {"kind": self.task_kind, **{key: self.spec[key] for key in ("ordinal", "weights", "mean", "spread")}}
 
-    def network_arguments(self) -> dict[str, Any]:
-        """Return the arguments that build the same `ImageNetwork`, as plain values."""
-        return self._arguments()
-
     def body(self) -> nn.Module:
         """Return the part of the network whose weights an encoder brings."""
         return self.net.body  # type: ignore[return-value]
@@ -128,7 +124,8 @@ class Classifier(TaskNetwork):
         with_decoder = isinstance(self._config, SwinConfig) and self._config.decoder
         return "swin_unetr" if with_decoder else self._config.name
 
-    def _arguments(self) -> dict[str, Any]:
+    def network_arguments(self) -> dict[str, Any]:
+        """Return the arguments of its `ImageNetwork`, as plain values."""
         steps = len(self.classes) - 1 if self.task_kind == "ordinal" else len(self.names)
         return {
             "family": self._family(),

@@ -91,6 +91,21 @@ def test_findings_are_scored_as_scikit_learn_does_with_those_not_known_left_out(
     assert found["overall"]["value"] == pytest.approx(whole)
 
 
+def test_what_stands_beside_the_measure_is_the_mean_over_targets(store: Store) -> None:
+    for knobs, names in (
+        ({"targets": ("ill", "old")}, {"auprc", "brier"}),
+        ({"targets": ("grade",), "kind": "ordinal"}, {"auprc", "brier"}),
+        ({"targets": ("ef", "old"), "kind": "regression"}, {"mae"}),
+    ):
+        config = _config(**knobs)
+        scores = _scores(store, config)
+        measures = TASK.summary(scores, store, config)["measures"].values()
+        beside = TASK.further(scores, store, config)
+        assert set(beside) == names
+        for name, value in beside.items():
+            assert value == pytest.approx(np.mean([about[name]["value"] for about in measures if name in about]))
+
+
 def test_classes_are_scored_as_scikit_learn_does(store: Store) -> None:
     config = _config(targets=("grade",))
     scores = _scores(store, config)
