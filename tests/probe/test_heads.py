@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssl.probe.heads import Answers, _linear, by_attention, by_linear_layer, by_neighbours, standardized
+from medssl.probe.heads import Answers, _folds, _linear, by_attention, by_linear_layer, by_neighbours, standardized
 
 KNOBS = {"heads": 2, "steps": 150, "learning_rate": 0.02, "seed": 0}
 
@@ -118,3 +118,11 @@ def test_a_linear_layer_is_scikit_learns(penalty: float) -> None:
     logistic = LogisticRegression(C=1 / (2 * 30 * penalty), tol=1e-8, max_iter=1000).fit(train, classes)
     shares = _linear(x[:30], answers(classes, 3), x[30:], penalty)
     np.testing.assert_allclose(shares, logistic.predict_proba(scored), atol=2e-3)
+
+
+@given(patients=st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=20))
+def test_no_patient_stands_in_two_folds_and_patients_are_spread_over_them(patients: list[str]) -> None:
+    of = _folds(patients)
+    held = {patient: {int(f) for f, p in zip(of, patients) if p == patient} for patient in patients}
+    assert all(len(folds) == 1 for folds in held.values())
+    assert len(set(of.tolist())) == min(4, len(held))
