@@ -24,8 +24,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -52,7 +54,6 @@ from medssl.downstream.detection_config import DetectionConfig
 from medssl.downstream.detection_scores import DetectionScore, Group
 from medssl.metrics import bootstrap, holm
 from medssl.nets.config import DynUNetConfig
-from medssl.nets.encoder import Encoder
 from medssl.nets.retinanet import Detections
 from medssl.pretrain import pretrain_encoder
 from medssl.recipe import load_recipe
@@ -128,7 +129,8 @@ def lung_store(folder: Path, test: Sequence[int]) -> Store:
     for i, (image, label) in enumerate(zip(images, labels)):
         patient = i // 10
         row = plain_row(f"patch{i:03d}", f"patient{patient:02d}", "test" if patient in test else "train", image, scale)
-        known = {"spacing_mm": (2.0, 2.0), "labelled": True, "label_dtype": "uint8", "classes": (1,) * int(label.any())}
+        known: dict[str, Any] = {"spacing_mm": (2.0, 2.0), "labelled": True, "label_dtype": "uint8"}
+        known["classes"] = (1,) if label.any() else ()
         known["affine"] = ((2.0, 0, 0, 0), (0, 2.0, 0, 0), (0, 0, 2.0, 0), (0, 0, 0, 1.0))
         rows.append((replace(row, **known), image, label))
     return write_store(folder, rows)
@@ -173,7 +175,7 @@ def section(seed: int, steps: int, crop: tuple[int, int], overlaps: tuple[float,
     )
 
 
-def ours(start: Encoder | None, store: Store, config: FinetuneConfig) -> Scores:
+def ours(start: Path | None, store: Store, config: FinetuneConfig) -> Scores:
     """Train our detector, from scratch or from an encoder, and score it on the test split."""
     with tempfile.TemporaryDirectory() as folder:
         result = finetune(start, store, Path(folder) / "run", config, task="detection", network=NETWORK)
@@ -284,7 +286,7 @@ def monai_scores(detector: RetinaNetDetector, store: Store, config: FinetuneConf
     return out
 
 
-def pretrained(store: Store, folder: Path, steps: int, crop: tuple[int, int]) -> Encoder:
+def pretrained(store: Store, folder: Path, steps: int, crop: tuple[int, int]) -> Path:
     """Pretrain the same network by masked autoencoding on the images of the training split, without boxes."""
     network = NETWORK.model_dump()
     changes = [
@@ -329,7 +331,12 @@ def _mean(values: Sequence[float | None]) -> float:
     return float(np.mean([np.nan if v is None else v for v in values]))
 
 
-def lesions(seeds: int, steps: int, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+def tell(what: str) -> None:
+    """Say how far it is."""
+    print(f"{time.process_time():6.0f} s  {what}", file=sys.stderr, flush=True)
+
+
+def lesions(seeds: int, steps: int, folder: Path) -> dict[str, Any]:
     """Compare detectors of lung tumours; every seed halves the patients anew, and each patient is scored once."""
     scores: dict[str, dict[int, Scores]] = {OURS: {}, MONAI: {}}
     overlaps = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -342,10 +349,11 @@ def lesions(seeds: int, steps: int, folder: Path, tell: Callable[[str], None]) -
                 found = ours(None, store, config) if arm == OURS else monai(store, config)
                 scores[arm].setdefault(seed, []).extend(found)
                 tell(f"lesions, seed {seed}, {arm}")
-    return {"seeds": seeds, "steps": steps, "crop": [48, 48], **compared(scores, config, ("label 1",))}
+    about: dict[str, Any] = {"seeds": seeds, "steps": steps, "crop": [48, 48], "processor_seconds": time.process_time()}
+    return {**about, **compared(scores, config, ("label 1",))}
 
 
-def cells(seeds: int, steps: int, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+def cells(seeds: int, steps: int, folder: Path) -> dict[str, Any]:
     """Compare detectors of blood cells, one of them pretrained; every picture stands for a patient."""
     store, crop = cell_store(folder / "cells"), (64, 64)
     scores: dict[str, dict[int, Scores]] = {OURS: {}, PRETRAINED: {}, MONAI: {}}
@@ -360,8 +368,9 @@ def cells(seeds: int, steps: int, folder: Path, tell: Callable[[str], None]) -> 
             scores[arm][seed] = found
             tell(f"cells, seed {seed}, {arm}")
     names = class_names(store, config.detection)
-    about = {"seeds": seeds, "steps": steps, "crop": list(crop), "pretraining_steps": 2 * steps}
-    return {**about, "training_images": CELLS_TRAIN, **compared(scores, config, names)}
+    about: dict[str, Any] = {"seeds": seeds, "steps": steps, "crop": list(crop), "pretraining_steps": 2 * steps}
+    about |= {"training_images": CELLS_TRAIN, "processor_seconds": time.process_time()}
+    return {**about, **compared(scores, config, names)}
 
 
 def main() -> None:
@@ -369,20 +378,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=70)
-    parser.add_argument("--cell-seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # MONAI warns of crops without a box
     begin = time.perf_counter()
-
-    def tell(what: str) -> None:
-        print(f"{time.perf_counter() - begin:6.0f} s  {what}", file=sys.stderr, flush=True)
-
-    with tempfile.TemporaryDirectory() as folder:
-        found: dict[str, Any] = {"command": command(), "machine": machine()}
-        found["lesions"] = lesions(arguments.seeds, arguments.steps, Path(folder), tell)
-        found["cells"] = cells(arguments.cell_seeds, arguments.steps, Path(folder), tell)
-    found["seconds"], found["processor_seconds"] = time.perf_counter() - begin, time.process_time()
+    found: dict[str, Any] = {"command": command(), "machine": machine()}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(2, get_context("spawn"), initializer=warnings.simplefilter, initargs=("ignore",)) as pool,
+    ):
+        one = pool.submit(lesions, arguments.seeds, arguments.steps, Path(folder))
+        two = pool.submit(cells, arguments.seeds, arguments.steps, Path(folder))
+        found |= {"lesions": one.result(), "cells": two.result()}
+    found["seconds"] = time.perf_counter() - begin
+    found["processor_seconds"] = found["lesions"]["processor_seconds"] + found["cells"]["processor_seconds"]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
