@@ -219,6 +219,30 @@ def test_what_is_not_known_counts_for_no_loss_and_gives_no_gradient(seed: int) -
     torch.testing.assert_close(finding_loss(logits, whole, torch.ones(3, 2)), expected)
 
 
+def test_a_sample_counts_by_the_mean_of_what_is_known_of_it_and_by_the_weight_of_its_class() -> None:
+    logits, truth = torch.tensor([[0.3, -1.0, 2.0]]), torch.tensor([[1.0, torch.nan, 0.0]])
+    weights = torch.tensor([[0.5, 2.0], [1.0, 1.0], [0.25, 9.0]])
+    ill, well = -math.log(1 / (1 + math.exp(-0.3))), -math.log(1 - 1 / (1 + math.exp(-2.0)))
+    assert finding_loss(logits, truth, weights).tolist() == pytest.approx([(2.0 * ill + 0.25 * well) / 2])
+    errors = {"mae": (0.7 + 2.0) / 2, "mse": (0.49 + 4.0) / 2, "huber": (0.245 + 1.5) / 2}
+    for name, expected in errors.items():
+        assert measure_loss(logits, truth, name).tolist() == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "ordinal"])
+def test_each_image_weighs_as_its_class(kind: Any, store: Store) -> None:
+    method, loader = _method(store, _section(targets=("grade",), kind=kind))
+    method.eval()
+    views = method.views(_normal(loader.batch(0)), 0)
+    weights = torch.tensor([0.3, 1.0, 4.0])
+    method.weights.copy_(weights)
+    grade = views["truth"][:, 0].long()
+    logits = method.encoder(views["image"])
+    each = functional.cross_entropy(logits, grade, reduction="none") if kind == "multiclass" else None
+    each = grade_loss(logits, grade, "corn") if each is None else each
+    torch.testing.assert_close(method(views).total, sum(weights[g] * one for g, one in zip(grade, each)) / len(grade))
+
+
 def _grades_by_loops(logits: Tensor, grades: list[int], ordinal: str) -> list[float]:
     out = []
     for row, grade in zip(logits.sigmoid().tolist(), grades):
