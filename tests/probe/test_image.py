@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,26 @@ def test_without_a_target_the_rank_alone_is_told(store: Store, encoder: Encoder)
     assert set(result.rank) == {"encoder", "random weights", "no network"}
     assert 1 <= result.rank["encoder"] <= result.largest_rank == 8
     assert "RankMe" in str(result)
+
+
+def test_the_control_has_weights_of_its_own(store: Store, encoder: Encoder) -> None:
+    empty = copy.deepcopy(encoder)
+    with torch.no_grad():
+        for parameter in empty.parameters():
+            parameter.zero_()
+    result = probe_images(empty, store, "stripe", CONFIG, seeds=2)
+    assert result.rank["encoder"] == 1
+    assert result.rank["random weights"] > 1
+    assert result.scores["linear"]["encoder"] == (0.5, 0.5)
+    assert len(set(result.scores["linear"]["random weights"])) == 2  # drawn anew for each seed
+
+
+def test_every_seed_draws_its_own_labelled_images(store: Store, encoder: Encoder) -> None:
+    few = ProbeConfig(image=ImageProbeConfig(images=5, neighbours=2, steps=1, tokens=4))
+    result = probe_images(encoder, store, "load", few, seeds=3)
+    assert result.labelled == 5
+    for arm in ("encoder", "no network"):  # the same features for every seed
+        assert len(set(result.scores["linear"][arm])) == 3
 
 
 def test_a_group_of_the_index_can_be_the_target(store: Store, encoder: Encoder, tmp_path: Path) -> None:
