@@ -113,6 +113,18 @@ def test_without_a_network_position_is_told_in_mm_from_the_centre_of_the_box() -
     np.testing.assert_array_equal(features[1, :3], [4.0, -2.0, 0.0])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_without_a_network_brightness_is_blurred_by_millimetres(axis: int) -> None:
+    spacing, n, width = (1.0, 0.5, 0.8), 81, 5.0
+    wave = torch.exp(-(((torch.arange(n) - n // 2) * spacing[axis]) ** 2) / (2 * width**2))  # of 5 mm
+    shape = [n if a == axis else 3 for a in range(3)]
+    image = wave.reshape([1, *(n if a == axis else 1 for a in range(3))]).expand(1, *shape).contiguous()
+    picture = Picture(image, 0.0, torch.eye(4), spacing, ((0, 0, 0), tuple(shape)))
+    found = NoNetworkArm((1.0, 2.0, 4.0)).at(picture, np.array([[size // 2 for size in shape]]))[0, -4:]
+    # A Gaussian blurred by another is a wider one, and so much lower.
+    np.testing.assert_allclose(found, [width / np.hypot(width, sigma) for sigma in (0.0, 1.0, 2.0, 4.0)], rtol=2e-3)
+
+
 def test_equal_seeds_give_equal_scores_and_other_seeds_other_labels(store: Store, encoder: Encoder) -> None:
     config = ProbeConfig(images=2, points=200)
     one, two = (probe_encoder(encoder, store, config, seeds=2) for _ in range(2))
