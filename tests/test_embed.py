@@ -129,6 +129,15 @@ def test_slices_and_regions_say_where_they_are(encoder: Encoder, scans: Path, la
     assert all(count > 100 for count in regions.columns["voxels"])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_offset_of_a_slice_is_in_mm_along_the_axis_of_slices(encoder: Encoder, scans: Path, axis: int) -> None:
+    prepare = PrepareConfig(spacing_mm=(4.0, 3.0, 2.5), workers=0)
+    result = embed_images(encoder, sorted(scans.iterdir())[0], per="slice", prepare=prepare, slice_axis=axis)
+    assert len(result.columns["slice"]) > 5
+    offsets = np.array(result.columns["slice"]) * prepare.spacing_mm[axis]
+    np.testing.assert_allclose(result.columns["offset_mm"], offsets)
+
+
 def test_a_mixture_of_scans_and_an_index_is_in_the_order_of_ids(encoder: Encoder, scans: Path, tmp_path: Path) -> None:
     whole = embed_images(encoder, scans)
     for n, path in enumerate(sorted(scans.iterdir())):
