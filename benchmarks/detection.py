@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -71,6 +72,8 @@ CELLS_TRAIN, CELLS_UNUSED = 40, 8
 """Blood cells: pictures to train on, and of the split nothing looks at; the rest is test."""
 LESION_PIXELS = 4
 """Lesions: pixels of the smallest object; single pixels at the rim of a mask are none."""
+LESION_CROP, CELL_CROP = (48, 48), (64, 64)
+LESION_OVERLAPS = (0.1, 0.2, 0.3, 0.4, 0.5)
 LEVELS = [(4, 4), (8, 8), (16, 16)]
 """Strides of MONAI's pyramid."""
 Scores = list[DetectionScore]
@@ -286,11 +289,11 @@ def monai_scores(detector: RetinaNetDetector, store: Store, config: FinetuneConf
     return out
 
 
-def pretrained(store: Store, folder: Path, steps: int, crop: tuple[int, int]) -> Path:
+def pretrained(store: Path, folder: Path, steps: int) -> Path:
     """Pretrain the same network by masked autoencoding on the images of the training split, without boxes."""
     network = NETWORK.model_dump()
     changes = [
-        f"loader.crop={list(crop)}",
+        f"loader.crop={list(CELL_CROP)}",
         "loader.slices=none",
         "loader.workers=0",
         "method.spatial.shift_mm=4.0",
@@ -298,7 +301,9 @@ def pretrained(store: Store, folder: Path, steps: int, crop: tuple[int, int]) ->
         *(f"encoder.{key}={list(network[key])}" for key in ("channels", "strides")),
         f"encoder.features={network['features']}",
     ]
-    return pretrain_encoder(load_recipe("mae-short-axis", changes), store, folder).encoder
+    encoder = pretrain_encoder(load_recipe("mae-short-axis", changes), Store.open(store), folder).encoder
+    tell("cells, pretraining")
+    return encoder
 
 
 def compared(
@@ -336,41 +341,58 @@ def tell(what: str) -> None:
     print(f"{time.process_time():6.0f} s  {what}", file=sys.stderr, flush=True)
 
 
-def lesions(seeds: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Compare detectors of lung tumours; every seed halves the patients anew, and each patient is scored once."""
-    scores: dict[str, dict[int, Scores]] = {OURS: {}, MONAI: {}}
-    overlaps = (0.1, 0.2, 0.3, 0.4, 0.5)
-    for seed in range(seeds):
-        order = np.random.default_rng(seed).permutation(13)
-        for half in (order[:6], order[6:]):
-            store = lung_store(folder / f"lung-{seed}-{len(half)}", half.tolist())
-            config = section(seed, steps, (48, 48), overlaps)
-            for arm in scores:
-                found = ours(None, store, config) if arm == OURS else monai(store, config)
-                scores[arm].setdefault(seed, []).extend(found)
-                tell(f"lesions, seed {seed}, {arm}")
-    about: dict[str, Any] = {"seeds": seeds, "steps": steps, "crop": [48, 48], "processor_seconds": time.process_time()}
-    return {**about, **compared(scores, config, ("label 1",))}
+def lesion_half(arm: str, seed: int, half: int, steps: int) -> Scores:
+    """Score one half of the patients by a detector of the other; every seed halves them anew."""
+    order = np.random.default_rng(seed).permutation(13)
+    with tempfile.TemporaryDirectory() as folder:
+        store = lung_store(Path(folder) / "store", (order[:6], order[6:])[half].tolist())
+        config = section(seed, steps, LESION_CROP, LESION_OVERLAPS)
+        found = ours(None, store, config) if arm == OURS else monai(store, config)
+    tell(f"lesions, seed {seed}, half {half}, {arm}")
+    return found
 
 
-def cells(seeds: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Compare detectors of blood cells, one of them pretrained; every picture stands for a patient."""
-    store, crop = cell_store(folder / "cells"), (64, 64)
-    scores: dict[str, dict[int, Scores]] = {OURS: {}, PRETRAINED: {}, MONAI: {}}
-    encoder = pretrained(store, folder / "mae", 2 * steps, crop)
-    tell("cells, pretraining")
-    for seed in range(seeds):
-        config = section(seed, steps, crop, (0.5,))
-        for arm in scores:
-            found = (
-                monai(store, config) if arm == MONAI else ours(encoder if arm == PRETRAINED else None, store, config)
-            )
-            scores[arm][seed] = found
-            tell(f"cells, seed {seed}, {arm}")
-    names = class_names(store, config.detection)
-    about: dict[str, Any] = {"seeds": seeds, "steps": steps, "crop": list(crop), "pretraining_steps": 2 * steps}
-    about |= {"training_images": CELLS_TRAIN, "processor_seconds": time.process_time()}
-    return {**about, **compared(scores, config, names)}
+def cell_run(arm: str, seed: int, steps: int, encoder: Path | None) -> Scores:
+    """Score the test pictures by a detector of the training pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, config = cell_store(Path(folder) / "store"), section(seed, steps, CELL_CROP, (0.5,))
+        found = monai(store, config) if arm == MONAI else ours(encoder, store, config)
+    tell(f"cells, seed {seed}, {arm}")
+    return found
+
+
+def measured(seeds: int, steps: int, folder: Path, pool: ProcessPoolExecutor) -> dict[str, Any]:
+    """Run all arms of both parts, some at once, and compare them."""
+    store = cell_store(folder / "cells")
+    start = pool.submit(pretrained, store.folder, folder / "mae", 2 * steps)
+    halves = {
+        (arm, seed): [pool.submit(lesion_half, arm, seed, half, steps) for half in (0, 1)]
+        for arm in (MONAI, OURS)
+        for seed in range(seeds)
+    }
+    runs = {
+        (arm, seed): pool.submit(cell_run, arm, seed, steps, None) for arm in (MONAI, OURS) for seed in range(seeds)
+    }
+    encoder = start.result()
+    runs |= {(PRETRAINED, seed): pool.submit(cell_run, PRETRAINED, seed, steps, encoder) for seed in range(seeds)}
+    lesions = {
+        arm: {seed: [score for half in halves[arm, seed] for score in half.result()] for seed in range(seeds)}
+        for arm in (OURS, MONAI)
+    }
+    cells = {arm: {seed: runs[arm, seed].result() for seed in range(seeds)} for arm in (OURS, PRETRAINED, MONAI)}
+    about = {"seeds": seeds, "steps": steps}
+    first = section(0, steps, LESION_CROP, LESION_OVERLAPS)
+    second = section(0, steps, CELL_CROP, (0.5,))
+    return {
+        "lesions": {**about, "crop": list(LESION_CROP), **compared(lesions, first, ("label 1",))},
+        "cells": {
+            **about,
+            "crop": list(CELL_CROP),
+            "pretraining_steps": 2 * steps,
+            "training_images": CELLS_TRAIN,
+            **compared(cells, second, class_names(store, second.detection)),
+        },
+    }
 
 
 def main() -> None:
@@ -378,19 +400,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--processes", type=int, default=4)
     arguments = parser.parse_args()
     begin = time.perf_counter()
     found: dict[str, Any] = {"command": command(), "machine": machine()}
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(2, get_context("spawn"), initializer=warnings.simplefilter, initargs=("ignore",)) as pool,
+        ProcessPoolExecutor(
+            arguments.processes, get_context("spawn"), initializer=warnings.simplefilter, initargs=("ignore",)
+        ) as pool,
     ):
-        one = pool.submit(lesions, arguments.seeds, arguments.steps, Path(folder))
-        two = pool.submit(cells, arguments.seeds, arguments.steps, Path(folder))
-        found |= {"lesions": one.result(), "cells": two.result()}
+        found |= measured(arguments.seeds, arguments.steps, Path(folder), pool)
     found["seconds"] = time.perf_counter() - begin
-    found["processor_seconds"] = found["lesions"]["processor_seconds"] + found["cells"]["processor_seconds"]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found["processor_seconds"] = time.process_time() + used.ru_utime + used.ru_stime
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
