@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -78,8 +79,8 @@ def export_run(run: Path | str, to: Target, out: Path | str) -> ExportResult:
         else:
             module, function = _BUNDLES[kind]
             getattr(importlib.import_module(f".{module}", __package__), function)(folder, temporary)
-            use = f"cd {out} && python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES"
-        files = tuple(sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file()))
+            use = f"cd {shlex.quote(str(out))} && python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES"
+        files = tuple(sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file()))
     return ExportResult(out, to, files, use)
 
 
