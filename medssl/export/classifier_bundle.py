@@ -71,7 +71,6 @@ def inference_config(classifier: Classifier) -> dict[str, Any]:
     Raises:
         MedsslError: a transform of the preparation is medssl's own, or nothing is known of the preparation.
     """
-    about = {"kind": classifier.task_kind, "targets": list(classifier.targets), "told": _KINDS[classifier.task_kind]}
     return {
         "imports": ["$import glob", "$import torch"],
         "bundle_root": ".",
@@ -102,20 +101,7 @@ def inference_config(classifier: Classifier) -> dict[str, Any]:
             "_target_": "Compose",
             "transforms": [{"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: @answer(x[None])[0]"}],
         },
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "@ckpt_path",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            },
-            {
-                "_target_": "scripts.classifier_saver.AnswerSaver",
-                "output_dir": "@output_dir",
-                "names": list(classifier.names),
-                "about": about,
-            },
-        ],
+        "handlers": _handlers(classifier),
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "device": "@device",
@@ -128,6 +114,24 @@ def inference_config(classifier: Classifier) -> dict[str, Any]:
         "initialize": ["$torch.manual_seed(0)"],
         "run": ["$@evaluator.run()"],
     }
+
+
+def _handlers(classifier: Classifier) -> list[dict[str, Any]]:
+    about = {"kind": classifier.task_kind, "targets": list(classifier.targets), "told": _KINDS[classifier.task_kind]}
+    return [
+        {
+            "_target_": "CheckpointLoader",
+            "load_path": "@ckpt_path",
+            "load_dict": {"model": "@network"},
+            "map_location": "@device",
+        },
+        {
+            "_target_": "scripts.classifier_saver.AnswerSaver",
+            "output_dir": "@output_dir",
+            "names": list(classifier.names),
+            "about": about,
+        },
+    ]
 
 
 def preprocessing(classifier: Classifier) -> list[dict[str, Any]]:

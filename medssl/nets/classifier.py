@@ -216,15 +216,7 @@ def classifier_for(
         UsageError: kind, targets, classes and what is known of measures do not fit each other.
     """
     _check_told(kind, targets, classes, mean, spread)
-    if isinstance(encoder, Encoder):
-        spec = dict(encoder.spec)
-    elif shape is None or channels is None:
-        raise ValueError("with a section instead of an encoder, give shape and channels")
-    else:
-        name, config = encoder.name, architecture(encoder)  # type: ignore[attr-defined]
-        spec = {"name": name, "config": config, "channels": channels, "shape": list(shape), "spacing_mm": None}
-    spec |= {} if channels is None else {"channels": channels}
-    spec |= {} if spacing_mm is None else {"spacing_mm": [float(mm) for mm in spacing_mm]}
+    spec = _encoder_spec(encoder, shape, channels, spacing_mm)
     crop = tuple(shape or spec["shape"])
     _check_crop(spec, crop)
     return Classifier(
@@ -246,6 +238,23 @@ def classifier_for(
             "spread": [float(value) for value in spread],
         }
     )
+
+
+def _encoder_spec(
+    encoder: Encoder | Section,
+    shape: tuple[int, ...] | None,
+    channels: int | None,
+    spacing_mm: tuple[float, ...] | None,
+) -> dict[str, Any]:
+    if isinstance(encoder, Encoder):
+        spec = dict(encoder.spec)
+    elif shape is None or channels is None:
+        raise ValueError("with a section instead of an encoder, give shape and channels")
+    else:
+        name, config = encoder.name, architecture(encoder)  # type: ignore[attr-defined]
+        spec = {"name": name, "config": config, "channels": channels, "shape": list(shape), "spacing_mm": None}
+    spec |= {} if channels is None else {"channels": channels}
+    return spec | ({} if spacing_mm is None else {"spacing_mm": [float(mm) for mm in spacing_mm]})
 
 
 def _check_told(
