@@ -12,19 +12,30 @@ def _detection(result: dict[str, Any]) -> str:
     return f"""## Detection beside MONAI's RetinaNet
 `{result["command"]}`: {result["processor_seconds"]:.0f} s of processor time. {machine_words(result["machine"])}
 
-All arms see the same training images, as many steps of four crops of one size, and equal anchors. No rate was searched:
-ours are the defaults, MONAI's those of its LUNA16 tutorial. So few steps tell whether the arms are of a kind, not how
-well either could do.
+All arms see the same training images, as many steps of four crops of one size, and equal anchors. Ours has 0.24 million
+parameters, MONAI's 6.3 million. No rate was searched: ours are the defaults, MONAI's those of its LUNA16 tutorial.
+{lesions["steps"]} steps are far from enough for any arm; this is no measure of how well either could do.
+{_sentence("lung tumours", lesions)} {_sentence("blood cells", cells)}
 
-Lung tumours, boxes from masks: {_about(lesions)}, {lesions["steps"]} steps; every seed halves the patients anew and
-scores each half by a detector of the other. Overlap in mm.
+Lung tumours, boxes from masks, overlap in mm; every seed halves the patients anew and scores each half by a detector of
+the other: {_about(lesions)}.
 
 {_arms(lesions)}
-Blood cells, boxes as given: {_about(cells)}, {cells["training_images"]} others to train on, {cells["steps"]} steps,
-{cells["pretraining_steps"]} of pretraining on the training pictures without their boxes. A picture stands for a
-patient, for nobody says whose blood it is; the intervals are too narrow if pictures share a donor.
+Blood cells, boxes as given, {cells["training_images"]} pictures to train on, {cells["pretraining_steps"]} steps of
+pretraining on those without their boxes. A picture stands for a patient, for nobody says whose blood it is; intervals
+are too narrow if pictures share a donor. {_about(cells)}.
 
 {_arms(cells)}"""
+
+
+def _sentence(name: str, part: dict[str, Any]) -> str:
+    """Say which arm came out higher, and whether that decides anything."""
+    own, words = part["arms"]["ours"]["interval"]["mean"], []
+    for arm, gap in part["minus_ours"].items():
+        value = part["arms"][arm]["interval"]["mean"]
+        verdict = "undecided" if gap["verdict"] == "undecided" else "decided"
+        words.append(f"{arm} reached {value:.3f}, {'more' if value > own else 'no more'} than ours ({verdict})")
+    return f"On {name} ours reached a mAP of {own:.3f}; {'; '.join(words)}."
 
 
 def _about(part: dict[str, Any]) -> str:
