@@ -1,8 +1,9 @@
-"""Every family of encoders goes the whole way of segmentation: weights in, trained, scored, out as a bundle."""
+"""Every family of encoders goes the whole way of every task: weights in, trained, scored, out as a bundle."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,57 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         spacing_mm=(1.0, 1.0, 2.0),
         preparation=preparation_of(PrepareConfig(workers=0)),
     )
+
+
+@pytest.fixture(scope="module")
+def told(store: Store) -> Store:
+    """The volumes, with a finding."""
+    rows = [replace(row, labels={"finding": float(k != 1)}) for k, row in enumerate(store.rows)]
+    return Store(store.folder, rows, {}, store.preparation)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Three pictures with two ellipses each."""
+    drawn = [ellipsoids((40, 36), seed) for seed in range(3)]
+    return write_labelled_store(
+        tmp_path_factory.mktemp("families") / "pictures",
+        [image for image, _ in drawn],
+        [label for _, label in drawn],
+        splits=("train", "validation", "test"),
+        preparation=preparation_of(PrepareConfig(workers=0)),
+    )
+
+
+@pytest.mark.parametrize("task", ["detection", "classification"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "vit, light"])
+def test_every_family_of_encoders_detects_and_classifies(
+    family: str, task: str, told: Store, pictures: Store, tmp_path: Path
+) -> None:
+    config, crop, _ = FAMILIES[family]
+    store = pictures if task == "detection" and len(crop) == 2 else told
+    torch.manual_seed(0)
+    encoder = build_encoder(config, channels=1, shape=crop, spacing_mm=(1.0, 1.0, 2.0)[: len(crop)])
+    section = FinetuneConfig(steps=1, batch_size=2, crop=crop, warmup_steps=0, workers=0, overlap=0.0)
+    run = finetune(encoder, store, tmp_path / "run", section, task=task)
+    assert [score.image_id for score in run.scores] == ["image02"]
+    network: Any = load_network(run.network)
+    start = dict(encoder.net.named_parameters())
+    near = [
+        (tensor - start[name]).abs().max() < 0.1
+        for name, tensor in network.body().named_parameters()
+        if not name.startswith(network.new_names())
+    ]
+    assert near
+    assert all(near)
+    assert run.receipt is not None
+    bundle = export_run(run.out, "monai-bundle", tmp_path / "bundle")
+    assert "configs/inference.json" in bundle.files
+    image = torch.from_numpy(np.asarray(store.read("image02"), dtype=np.float32))[None]
+    found = network.predict(image)
+    again = load_network(run.network).predict(image)  # type: ignore[operator]
+    for one, two in zip(found, again, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
