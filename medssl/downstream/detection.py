@@ -210,14 +210,7 @@ def build_detector(design: Design, store: Store, config: FinetuneConfig, images:
             width=section.pyramid_channels,
             shape=crop,
             channels=wanted,
-            windows={
-                "overlap": config.overlap,
-                "score": section.score,
-                "candidates": section.candidates_per_level,
-                "fusion": section.fusion,
-                "fusion_overlap": section.fusion_overlap,
-                "most": section.most,
-            },
+            windows=_windows(config),
         )
     if design.encoder is not None:
         load_encoder_into(detector, design.encoder)
@@ -225,6 +218,19 @@ def build_detector(design: Design, store: Store, config: FinetuneConfig, images:
         add_low_rank(detector, config)
     detector.preparation = dict(store.preparation)
     return detector
+
+
+def _windows(config: FinetuneConfig) -> dict[str, Any]:
+    """Return how boxes of whole images are put together, as `WindowDetector` takes it."""
+    section = config.detection
+    return {
+        "overlap": config.overlap,
+        "score": section.score,
+        "candidates": section.candidates_per_level,
+        "fusion": section.fusion,
+        "fusion_overlap": section.fusion_overlap,
+        "most": section.most,
+    }
 
 
 def _planned(

@@ -211,15 +211,7 @@ def detector_for(
         raise UsageError("a detector needs a class")
     if len(levels) != len(anchors) or len({len(level) for level in anchors}) != 1:
         raise UsageError(f"{len(levels)} levels need as many lists of anchors, all as long", where="anchors")
-    if isinstance(encoder, Encoder):
-        spec = dict(encoder.spec)
-    elif shape is None or channels is None:
-        raise ValueError("with a section instead of an encoder, give shape and channels")
-    else:
-        name = encoder.name  # type: ignore[attr-defined]
-        spec = {"name": name, "config": architecture(encoder), "channels": channels, "spacing_mm": None}
-    spec["shape"] = list(shape or spec["shape"])
-    spec["channels"] = channels or spec["channels"]
+    spec = _encoder_spec(encoder, shape, channels)
     if spacing_mm is not None:
         spec["spacing_mm"] = [float(mm) for mm in spacing_mm]
     whole = {
@@ -232,6 +224,18 @@ def detector_for(
         "windows": dict(windows or {}),
     }
     return Detector(whole)
+
+
+def _encoder_spec(encoder: Encoder | Section, shape: tuple[int, ...] | None, channels: int | None) -> dict[str, Any]:
+    """Return the spec of an encoder for this crop, or of the one a recipe's section describes."""
+    if isinstance(encoder, Encoder):
+        spec = dict(encoder.spec)
+    elif shape is None or channels is None:
+        raise ValueError("with a section instead of an encoder, give shape and channels")
+    else:
+        name = encoder.name  # type: ignore[attr-defined]
+        spec = {"name": name, "config": architecture(encoder), "channels": channels, "spacing_mm": None}
+    return {**spec, "shape": list(shape or spec["shape"]), "channels": channels or spec["channels"]}
 
 
 def detector_from_spec(spec: dict[str, Any]) -> Detector:
