@@ -129,7 +129,8 @@ class DetectionTask(Task):
         unit = "mm" if summary["unit"] == "mm" else "voxels (no spacing is known)"
         overlaps, curve = summary["overlaps"], summary["froc"]
         counted = f"{summary['images']} images, {summary['images_without_box']} of them without a box"
-        lines = [f"mAP {_shown(summary['map'])}: the mean of overlaps {', '.join(overlaps)} in {unit}, {counted}"]
+        lines = [f"mAP {_shown(summary['map'])}"]
+        lines.append(f"the mean of overlaps {', '.join(overlaps)} in {unit}; {counted}")
         lines.append("by overlap: " + ", ".join(f"{_shown(v)} at {o}" for o, v in overlaps.items()))
         for name, values in summary["classes"].items():
             words = ", ".join(f"{_shown(v)} at {o}" for o, v in values.items())
