@@ -21,8 +21,9 @@ commit it is told):
   (3) and at each count (9); frozen dense probe, encoder minus random weights and minus no network, over all counts and
   at each count. No arm, count, seed or patient is left out.
 
+    python -m benchmarks.acdc --out result.json                         # the whole, in a temporary folder
     python -m benchmarks.acdc tune --work FOLDER                        # validation patients only
-    python -m benchmarks.acdc measure --work FOLDER --analysis COMMIT --out result.json
+    python -m benchmarks.acdc measure --work FOLDER --analysis COMMIT --out result.json   # goes on where it stopped
 
 Shapes: L label seeds, P patients.
 """
@@ -33,6 +34,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +55,7 @@ from medssl.recipe import load_recipe
 from medssl.store import Store
 
 from .acdc_data import SPLIT_SEED, write_datalist
-from .machine import command, machine
+from .machine import machine
 
 RECIPES = {"anatomy": "anatomy-short-axis", "mae dense": "mae-short-axis", "mae tokens": "mae-short-axis-vit"}
 OPPONENT = {"anatomy": "scratch", "mae dense": "scratch", "mae tokens": "ViT scratch"}
@@ -125,7 +127,7 @@ class Bench:
             learning_rates=(rate,),
             predictions=False,
         )
-        return {n: np.asarray(table, dtype=np.float64) for n, table in found.dice[found.arms[0]].items()}
+        return {n: np.asarray(table, dtype=np.float64) for n, table in found.values[found.arms[0]].items()}
 
     def tune(self) -> dict[str, dict[str, float]]:
         """Return arm to rate to the mean Dice of the validation patients."""
@@ -275,7 +277,7 @@ def measure(bench: Bench, analysis: str) -> dict[str, Any]:
     probe = bench.probes("test", LABEL_SEEDS, COUNTS)
     recipes = bench.recipes.values()
     return {
-        "command": command(),
+        "command": f"python -m benchmarks.acdc measure --work FOLDER --analysis {analysis}",
         "machine": machine(),
         "analysis_commit": analysis,
         "patients": {split: len(bench.store.ids_of(split)) for split in ("train", "validation", "test")},
@@ -299,16 +301,20 @@ def measure(bench: Bench, analysis: str) -> dict[str, Any]:
 def main() -> None:
     """Tune on validation patients, or measure on test patients."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("what", choices=("tune", "measure"))
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--analysis", default="HEAD")
+    parser.add_argument("what", nargs="?", choices=("tune", "measure"), default="measure")
+    parser.add_argument("--work", type=Path, help="keeps store, runs and cells; a temporary folder unless given")
+    parser.add_argument("--analysis", default="HEAD", help="commit that fixed the analysis")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    if arguments.what == "tune":
-        Bench(arguments.work).tune()
-        return
-    analysis = check_committed(arguments.analysis)
-    result = measure(Bench(arguments.work), analysis)
+    if arguments.what == "measure" and arguments.out is None:
+        parser.error("measure needs --out")
+    with tempfile.TemporaryDirectory() as folder:
+        bench_folder = arguments.work or Path(folder)
+        if arguments.what == "tune":
+            Bench(bench_folder).tune()
+            return
+        analysis = check_committed(arguments.analysis)
+        result = measure(Bench(bench_folder), analysis)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
