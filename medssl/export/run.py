@@ -79,7 +79,8 @@ def export_run(run: Path | str, to: Target, out: Path | str) -> ExportResult:
         else:
             module, function = _BUNDLES[kind]
             getattr(importlib.import_module(f".{module}", __package__), function)(folder, temporary)
-            use = f"cd {shlex.quote(str(out))} && python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES"
+            use = f"cd {shlex.quote(str(out))} && python -m monai.bundle run "
+            use += "--config_file configs/inference.json --dataset_dir IMAGES"
         files = tuple(sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file()))
     return ExportResult(out, to, files, use)
 
