@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .acdc_page import _acdc
+from .classification_page import _classification
+from .detection_page import _detection
 from .page import interval_words, machine_words, table
 
 _HEAD = """# Results
@@ -179,5 +182,8 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "scratch_baseline": _scratch,
     "scratch_baseline_swin": _scratch,
     "nnunet": _nnunet,
+    "acdc": _acdc,
+    "detection": _detection,
+    "classification": _classification,
     "intervals": _intervals,
 }

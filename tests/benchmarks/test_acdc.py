@@ -105,7 +105,6 @@ def test_recipes_prepare_alike_and_fine_tune_alike() -> None:
 
 def test_real_scans_are_read_with_their_labels(shared: Path) -> None:
     folder = shared / "noncommercial" / "acdc-short-axis"
-    pytest.importorskip("h5py", reason="h5py reads ACDC's files; no other part of medssl needs it")
     rows = patients_of(folder)
     assert {part: len(names) for part, names in split_patients(rows).items()} == {
         "test": 15, "validation": 5, "training": 20,
