@@ -87,18 +87,6 @@ class Units:
     images: tuple[tuple[str, ...], ...]
     """Of each unit."""
 
-    def kept(self, inside: NDArray[np.bool_]) -> Units:
-        """Return some of the units, (U,), and the patients that have any of them."""
-        owners = sorted(set(self.owner[inside].tolist()))
-        place = {old: new for new, old in enumerate(owners)}
-        return Units(
-            tuple(self.patients[n] for n in owners),
-            np.array([place[n] for n in self.owner[inside].tolist()], dtype=np.int64),
-            self.answer[inside],
-            self.truth[inside],
-            tuple(images for images, keep in zip(self.images, inside) if keep),
-        )
-
     def measured(self, metric: Metric) -> float:
         """Return a metric on all units."""
         return float(metric(self.answer, self.truth))

@@ -24,7 +24,7 @@ from ..store import Store
 from ..views.scaling import scaled
 from .classification import Classification
 from .classification_config import ClassificationConfig
-from .classification_scores import MEASURES, ImageAnswer, Units, all_measures, described, main_parts, main_table, united
+from .classification_scores import MEASURES, ImageAnswer, all_measures, described, main_parts, main_table, united
 from .classification_targets import Told, read_told
 from .config import FinetuneConfig
 from .layers import add_low_rank
@@ -148,7 +148,7 @@ class ClassificationTask(Task):
             "images": len(scores),
             "training_medians": list(reference),
             **described(units, told, knobs, config.confidence, reference),
-            "by": _by_group(units, told, store, knobs, config.confidence, reference),
+            "by": _by_group(scores, told, store, knobs, config.confidence, reference),
             "confidence": config.confidence,
         }
 
@@ -281,15 +281,18 @@ def check_answers(scores: Sequence[ImageAnswer], told: Told) -> None:
 
 
 def _by_group(
-    units: Units,
+    scores: Sequence[ImageAnswer],
     told: Told,
     store: Store,
     config: ClassificationConfig,
     confidence: float,
     reference: Sequence[float],
 ) -> dict[str, dict[str, Any]]:
-    """Return the measures of each subgroup with enough patients; of others, how many there are."""
-    rows = [store.row(images[0]).groups for images in units.images]
+    """Return the measures of each subgroup with enough patients; of others, how many there are.
+
+    Images of one patient may stand in several, as those of two scanners do: answers are averaged within each.
+    """
+    rows = [store.row(score.image_id).groups for score in scores]
     known = sorted({name for row in rows for name in row})
     if missing := [name for name in config.by if name not in known]:
         raise DataError(
@@ -301,7 +304,7 @@ def _by_group(
     for name in (n for n in (config.by or known) if n not in told.targets):
         out[name] = {}
         for value in sorted({row[name] for row in rows if name in row}):
-            part = units.kept(np.array([row.get(name) == value for row in rows]))
+            part = united([score for score, row in zip(scores, rows) if row.get(name) == value])
             few = len(part.patients) < config.fewest
             out[name][value] = (
                 {"patients": len(part.patients), "units": len(part.owner)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,28 @@ def test_subgroups_are_scored_as_if_they_were_alone_and_small_ones_only_counted(
     assert any("too few" in line for line in TASK.lines(TASK.summary(scores, store, config)))
     with pytest.raises(DataError, match="no scored image has a group"):
         TASK.summary(scores, store, _config(targets=("ill",), by=("scanner",)))
+
+
+def test_images_of_one_patient_from_two_scanners_count_for_each(tmp_path: Path) -> None:
+    both = write_labelled_store(
+        tmp_path / "store",
+        [np.zeros((4, 4), np.float32)] * 12,
+        [None] * 12,
+        splits=("test",) * 12,
+        subjects=[f"p{n // 2}" for n in range(12)],
+        targets=[{"ill": float(n // 2 % 2)} for n in range(12)],
+        groups=[{"scanner": "ab"[n % 2]} for n in range(12)],
+    )
+    right = [n // 2 % 2 if n % 2 else (n // 2 % 3) / 2 for n in range(12)]  # b tells all, a tells something else
+    scores = [
+        ImageAnswer(f"image{n:02d}", f"p{n // 2}", (0.1 + 0.8 * right[n],), (float(n // 2 % 2),), "binary")
+        for n in range(12)
+    ]
+    by = TASK.summary(scores, both, _config(targets=("ill",)))["by"]["scanner"]
+    assert {value: found["patients"] for value, found in by.items()} == {"a": 6, "b": 6}
+    for k, value in enumerate("ab"):
+        truth, told = ([getattr(s, name)[0] for s in scores[k::2]] for name in ("truth", "answer"))
+        assert by[value]["overall"]["value"] == pytest.approx(sk.roc_auc_score(truth, told))
 
 
 def test_one_class_alone_has_no_auroc_and_says_so(store: Store) -> None:
