@@ -101,6 +101,17 @@ def fitted(boxes: Sequence[Box], shape: Sequence[int]) -> tuple[tuple[Box, ...],
     return tuple(kept), problems
 
 
+class _WithoutEntities(ElementTree.TreeBuilder):
+    """Refuses a document type, in whatever encoding, before the entities it defines could grow without end."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self._where = where
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        raise ReadError("box-unreadable", "the XML has a document type, which may define entities", where=self._where)
+
+
 def read_voc(path: Path | str) -> tuple[tuple[int, int] | None, tuple[Box, ...]]:
     """Read a file of Pascal VOC's XML: (rows, columns) where it states them, and boxes in (x, y) of its picture.
 
@@ -112,12 +123,12 @@ def read_voc(path: Path | str) -> tuple[tuple[int, int] | None, tuple[Box, ...]]
         ReadError: the file is none, or lacks a name or a number.
     """
     where = str(path)
-    content = Path(path).read_bytes()
-    if len(content) > _LARGEST_XML or b"<!ENTITY" in content or b"<!DOCTYPE" in content:
-        raise ReadError("box-unreadable", "the XML is too long, or defines entities", where=where)
+    if Path(path).stat().st_size > _LARGEST_XML:
+        raise ReadError("box-unreadable", "the XML is too long", where=where)
+    parser = ElementTree.XMLParser(target=_WithoutEntities(where))
     try:
-        root = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+        root = ElementTree.fromstring(Path(path).read_bytes(), parser)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # also of an encoding that is none
         raise ReadError("box-unreadable", "the XML cannot be parsed", where=where) from error
     if root.tag != "annotation":
         raise ReadError("box-unreadable", "the XML holds no element annotation", where=where)

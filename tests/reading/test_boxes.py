@@ -119,6 +119,35 @@ def test_a_voc_file_that_lacks_something_is_refused(tmp_path: Path, text: str) -
 
 
 @pytest.mark.parametrize(
+    ("encoding", "written", "head"),
+    [
+        ("UTF-16", "utf-16", '<!DOCTYPE annotation [<!ENTITY b "cell"><!ENTITY c "&b;&b;&b;&b;">]>'),
+        ("UTF-8", "utf-8", '<!DOCTYPE annotation [<!ENTITY b "cell"><!ENTITY c "&b;&b;&b;&b;">]>'),
+        ("none-such", "utf-8", ""),
+        ("hex", "utf-8", ""),
+        ("gb2312", "utf-8", ""),
+    ],
+)
+def test_entities_and_encodings_that_are_none_are_refused(
+    tmp_path: Path, encoding: str, written: str, head: str
+) -> None:
+    path = tmp_path / "a.xml"
+    text = VOC.format(OBJECT.format(6))
+    text = text.replace("cell", "&c;") if head else text
+    path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>{head}{text}'.encode(written))
+    with pytest.raises(ReadError) as caught:
+        read_voc(path)
+    assert caught.value.code == "box-unreadable"
+    assert str(path) in str(caught.value)
+
+
+def test_a_voc_file_in_utf_16_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    path.write_bytes(f'<?xml version="1.0" encoding="UTF-16"?>{VOC.format(OBJECT.format(6))}'.encode("utf-16"))
+    assert len(read_voc(path)[1]) == 1
+
+
+@pytest.mark.parametrize(
     ("entry", "terms", "message"),
     [
         ({"box": [[0, 0, 0, 1, 1, 1]], "label": [0]}, {}, "voxels or in mm"),
