@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from ..errors import DataError
@@ -24,10 +25,17 @@ def read_lines(path: Path | str, what: str) -> tuple[list[str], list[tuple[int, 
     head = text.partition("\n")[0]
     separator = "\t" if "\t" in head else ";" if ";" in head and "," not in head else ","
     try:
-        lines = [[field.strip() for field in line] for line in csv.reader(text.splitlines(), delimiter=separator)]
+        # strict: a quote that is not closed would make one field of all lines behind it
+        reader, begin = csv.reader(io.StringIO(text), delimiter=separator, strict=True), 1
+        lines = []
+        for line in reader:
+            lines.append((begin, [field.strip() for field in line]))
+            begin = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"the table of {what} cannot be read", where=str(path), fix="save it as TSV or CSV") from error
-    filled = [(number, line) for number, line in enumerate(lines, start=1) if any(line)]
+        raise DataError(
+            f"the table of {what} cannot be read", where=f"{path}, line {begin}", fix="save it as TSV or CSV"
+        ) from error
+    filled = [(number, line) for number, line in lines if any(line)]
     if len(filled) < 2 or filled[0][0] != 1:
         raise DataError(
             f"the table of {what} has no lines", where=str(path), fix="write a head and a line for each case"

@@ -15,6 +15,7 @@ from medssl.demo_data import demo_folder
 from medssl.errors import DataError
 from medssl.index import Index
 from medssl.ingest import build_index
+from medssl.ingest.tables import read_groups
 
 KEY = b"key of the tests"
 
@@ -101,6 +102,7 @@ def test_a_dicom_patient_shares_its_line_and_a_series_folder_overrides_it(tmp_pa
         (("case,", "a,1"), "line 1"),
         (("case", "a"), "no column behind the case"),
         (("case,EF",), "no lines"),
+        (("case,EF", "a,1", 'b,"2', "c,3"), "line 3"),
     ],
 )
 def test_a_table_of_targets_that_leaves_doubt_is_refused_in_one_line(
@@ -132,3 +134,15 @@ def test_groups_that_are_all_different_are_a_warning(tmp_path: Path) -> None:
     table = written(tmp_path / "g.csv", "case,name,site", *[f"c{n},word{n},one" for n in range(6)])
     result = build_index(tmp_path / "in", tmp_path / "out", groups=table, key=KEY)
     assert result.problems["group-all-different"] == 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_is_the_same_as_any_spreadsheet_writes_it(tmp_path: Path, separator: str, end: str) -> None:
+    lines = [["case", "site"], ["a", '"two\nlines"'], [], ["b", "x\x0by"], ["c", '"say ""z"""']]
+    text = "\ufeff" + "".join(separator.join(line) + end for line in lines)
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode())
+    table = read_groups(path)
+    assert table.rows == {"a": {"site": "two\nlines"}, "b": {"site": "x\x0by"}, "c": {"site": 'say "z"'}}
+    assert table.lines == {"a": 2, "b": 5, "c": 6}
