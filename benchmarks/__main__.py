@@ -18,7 +18,17 @@ SHIPPED: dict[str, tuple[str, ...]] = {
     "demo": ("demo",),
     "demo_choice": ("demo_choice",),
     "scratch_baseline": ("scratch_baseline", "--counts", "8", "--steps", "120"),
-    "scratch_baseline_swin": ("scratch_baseline", "--network", "swinunetr", "--counts", "8", "--steps", "120"),
+    "scratch_baseline_swin": (
+        "scratch_baseline",
+        "--network",
+        "swinunetr",
+        "--crop",
+        "64,64",
+        "--counts",
+        "8",
+        "--steps",
+        "120",
+    ),
     "intervals": ("intervals",),
 }
 """Results on data that ship, and how they are made. The others are made by hand, by the command that each one states,

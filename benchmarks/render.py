@@ -96,13 +96,14 @@ def _scratch(result: dict[str, Any]) -> str:
     gaps = [row["medssl_minus_monai"] for row in result["rows"]]
     above = all(gap["mean"] > 0 for gap in gaps)
     lower = any(gap["low"] < 0 for gap in gaps)
+    kind = "crops of slices" if len(result.get("crop", "xyz")) == 2 else "crops"
     sentence = f"In the mean ours is {'above' if above else 'not always above'}; that it is lower is "
     sentence += "not excluded by every interval." if lower else "excluded by every interval."
     verdicts = ", ".join(gap["verdict"] for gap in gaps)
     head = ["labelled images", "MONAI augments", "medssl from scratch", f"MONAI's {name} and loop", "difference"]
     return f"""## Is our training from scratch a fair opponent? Beside MONAI's {name}
 `{result["command"]}`: Dice on {result["patients"]} test patients, {result["seeds"]} seeds, {result["steps"]} steps of
-{result["crops_a_step"]} crops for both; each arm chooses its rate on validation images. {sentence}
+{result["crops_a_step"]} {kind} for both; each arm chooses its rate on validation images. {sentence}
 By our own rule: {verdicts}. {machine_words(result["machine"])}
 
 {table(head, rows)}"""
