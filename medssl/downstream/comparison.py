@@ -10,7 +10,6 @@ Shapes: S seeds, P test patients.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -242,7 +241,22 @@ class _Bench:
             found, maps = self._train(cell, config, images)
             write_cell(self.out, cell, decides, found, maps if self.keep else None)
             self.computed += 1
+        for split, scores in found.items():
+            self._check_told(split, scores)
         self.cells[cell] = found
+
+    def _check_told(self, split: str, scores: Sequence[Any]) -> None:
+        """Raise DataError where the measure has no value on a split, as an AUROC of one class."""
+        if np.isfinite(self._table(scores)).any():
+            return
+        measure = self.task.measured(self.store, self.config)
+        patients = len({score.subject_id for score in scores})
+        fix = f"score a split with two patients or more of each kind (finetune.split), not {split}"
+        raise DataError(
+            f"{measure} cannot be told apart on {patients} {split} patients",
+            where=str(self.store.folder),
+            fix=fix if split == self.config.split else "give one learning rate, or split the data otherwise",
+        )
 
     def _train(
         self, cell: Cell, config: FinetuneConfig, images: Sequence[str]
@@ -273,12 +287,6 @@ class _Bench:
         }
         patients = tuple(sorted({self.store.row(i).subject_id for i in self.scored[split]}))
         measure = self.task.measured(self.store, self.config)
-        if not all(np.isfinite(table).any() for by in values.values() for table in by.values()):
-            raise DataError(
-                f"{measure} cannot be told apart on {len(patients)} {split} patients",
-                where=str(self.store.folder),
-                fix="score a split with two patients or more of each kind (finetune.split)",
-            )
         beside = {
             arm: {
                 n: [self.task.further(scores(arm, n, seed), self.store, self.config) for seed in range(seeds)]
@@ -322,8 +330,7 @@ class _Bench:
 
         def on_validation(rate: float) -> float:
             by_seed = [self._table(self.cells[Cell(arm, count, s, rate)]["validation"]) for s in range(seeds)]
-            value = float(mean_of(by_seed))
-            return value if math.isfinite(value) else -math.inf
+            return float(mean_of(by_seed))
 
         return max(rates, key=on_validation)
 

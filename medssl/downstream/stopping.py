@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import DataError
 from ..methods.method import Method
 from ..nets.task_network import TaskNetwork
 from ..store import Store
@@ -35,11 +36,22 @@ class BestWeights:
         self._weights: dict[str, Tensor] = {}
 
     def observe(self, step: int, method: Method, log: Callable[[str, float], None]) -> None:
-        """Score whole validation images, and remember the weights if they are the best so far."""
+        """Score whole validation images, and remember the weights if they are the best so far.
+
+        Raises:
+            DataError: the measure has no value on them, as an AUROC of one class.
+        """
         network = method.encoder
         assert isinstance(network, TaskNetwork)
         value = self.task.look(network, self.store, self.config, self.images)
-        log(f"validation/{self.task.measured(self.store, self.config)}", value)
+        measure = self.task.measured(self.store, self.config)
+        log(f"validation/{measure}", value)
+        if math.isnan(value):
+            raise DataError(
+                f"{measure} cannot be told on the {len(self.images)} validation images that are to stop the training",
+                where=str(self.store.folder),
+                fix="set finetune.stop_after to 0, or split the data otherwise",
+            )
         if value > self.best_value or not self._weights:
             self.best_step, self.best_value, self.worse = step, value, 0
             self._weights = {name: held.detach().to("cpu", copy=True) for name, held in network.state_dict().items()}

@@ -18,6 +18,7 @@ from ..batch import Facts
 from ..config import result_fields
 from ..loading import Loader
 from ..methods.method import Method
+from ..metrics import mean_of
 from ..nets.task_network import TaskNetwork
 from ..prepare import PrepareConfig
 from ..progress import Progress, silent
@@ -107,8 +108,11 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__} must write score()")
 
     def look(self, network: TaskNetwork, store: Store, config: FinetuneConfig, images: Sequence[str]) -> float:
-        """Return the measure on validation images, for early stopping; may spare what the measure does not need."""
-        return float(np.nanmean(self.table(self.score(network, store, config, images), store, config)))
+        """Return the measure on validation images, for early stopping; may spare what the measure does not need.
+
+        It is nan where the measure has no value on them.
+        """
+        return float(mean_of(self.table(self.score(network, store, config, images), store, config)))
 
     def score_from(self, value: Mapping[str, Any]) -> Any:
         """Take back what a score's `to_dict` gave, checked: a value out of range raises ValueError."""

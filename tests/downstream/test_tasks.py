@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medssl.downstream import FinetuneConfig, compare_encoders
+from medssl.downstream import FinetuneConfig, compare_encoders, finetune
 from medssl.downstream.tasks import task_named
 from medssl.errors import DataError, UsageError
 from medssl.nets.encoder import DynUNetConfig, Encoder
@@ -84,6 +84,28 @@ def test_a_group_too_small_for_its_measure_is_refused_in_words(
         compare_encoders(
             [None], "classification", data=small, counts=(4,), seeds=2, out=tmp_path, config=quick, network=network
         )
+
+
+def test_validation_images_that_tell_nothing_choose_neither_rate_nor_weights(
+    told: Store, network: DynUNetConfig, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    """One validation image has no AUROC."""
+    with pytest.raises(DataError, match="AUROC cannot be told apart on 1 validation patients"):
+        compare_encoders(
+            [None],
+            "classification",
+            data=told,
+            counts=(2,),
+            seeds=1,
+            out=tmp_path / "out",
+            config=quick,
+            network=network,
+            learning_rates=(1e-3, 1e-2),
+        )
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 1  # said after the first training, not the last
+    looking = quick.model_copy(update={"check_steps": 1, "stop_after": 2})
+    with pytest.raises(DataError, match="AUROC cannot be told on the 1 validation images"):
+        finetune(None, told, tmp_path / "run", looking, task="classification", network=network)
 
 
 def test_an_unknown_task_is_refused_by_name(told: Store, tmp_path: Path) -> None:
