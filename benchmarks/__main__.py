@@ -24,6 +24,8 @@ SHIPPED: dict[str, tuple[str, ...]] = {
         "swinunetr",
         "--crop",
         "64,64",
+        "--crops",
+        "8",
         "--counts",
         "8",
         "--steps",
