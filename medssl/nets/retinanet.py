@@ -30,6 +30,8 @@ from .decoders import timm_levels, timm_maps, timm_network
 
 _GROUPS = 8
 _WINDOWS_AT_ONCE = 4
+_MARGIN = 0.125
+"""Share of an overlap by which a window's own part reaches beyond its middle: no two see a centre at the same place."""
 _MOST_FUSED = 2000
 """Surest boxes of a class that are looked at when boxes are averaged."""
 
@@ -319,8 +321,9 @@ class Detections(NamedTuple):
 class WindowDetector(nn.Module):
     """Boxes of whole images of any size from overlapping windows.
 
-    A box counts where its centre lies nearer the middle of its window than of the next one: cut objects at a window's
-    edge are left to the window that sees them whole. What is left is put together over all windows.
+    A box counts where its centre lies nearer the middle of its window than of the next one, or hardly farther: cut
+    objects at a window's edge are left to the window that sees them whole, and one that two windows see at slightly
+    different places is lost to neither. What is left is put together over all windows.
 
     Args:
         network: of `retinanet`.
@@ -366,7 +369,7 @@ class WindowDetector(nn.Module):
         missing = [max(0, w - s) for w, s in zip(self.shape, size)]
         # as in training: what is shorter than a window is filled up at its end, with the lowest value
         x = functional.pad(x, [v for m in reversed(missing) for v in (0, m)], value=float(x.min()))
-        corners, zones = windows(tuple(x.shape[2:]), self.shape, self.overlap)
+        corners, zones = windows(tuple(x.shape[2:]), self.shape, self.overlap, margin=_MARGIN)
         parts: list[Detections] = []
         with torch.no_grad():
             for first in range(0, len(corners), _WINDOWS_AT_ONCE):
@@ -410,24 +413,28 @@ class WindowDetector(nn.Module):
 
 
 def windows(
-    size: Sequence[int], window: Sequence[int], overlap: float
+    size: Sequence[int], window: Sequence[int], overlap: float, *, margin: float = 0.0
 ) -> tuple[list[Stride], list[list[tuple[float, float]]]]:
     """Return the corners of windows that cover an image, and the part of the image that is each one's own.
 
-    Along an axis the windows lie evenly. The parts meet in the middle of the overlaps and fill all space.
+    Along an axis the windows lie evenly. The parts meet in the middle of the overlaps and fill all space; with a margin
+    they reach over it.
 
     Args:
         size: of the image, in voxels, no less than the window's.
         window: its size.
         overlap: least share by which neighbours overlap.
+        margin: share of the overlap by which a part reaches beyond its middle.
     """
     starts, parts = [], []
     for whole, n in zip(size, window):
         count = 1 + math.ceil((whole - n) / max(1.0, n * (1 - overlap)))
         low = [round(i * (whole - n) / max(1, count - 1)) for i in range(count)]
-        edges = [-math.inf, *((a + b + n) / 2 for a, b in pairwise(low)), math.inf]
+        middles = [((a + b + n) / 2, margin * (a + n - b)) for a, b in pairwise(low)]
+        begins = [-math.inf, *(middle - more for middle, more in middles)]
+        ends = [*(middle + more for middle, more in middles), math.inf]
         starts.append(low)
-        parts.append(list(pairwise(edges)))
+        parts.append(list(zip(begins, ends)))
     return list(product(*starts)), [list(zone) for zone in product(*parts)]
 
 

@@ -173,6 +173,30 @@ def test_every_object_is_found_once_at_its_place_whatever_the_windows(seed: int,
     assert bool((found.scores.diff() <= 0).all())
 
 
+class Shifted(nn.Module):
+    """Finds every bright voxel, by 0.6 voxels nearer to the edge of the window than it is."""
+
+    def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
+        codes = torch.zeros(len(x), 4, *x.shape[2:])
+        for axis, n in enumerate(x.shape[2:]):
+            way = torch.where(torch.arange(n) < n / 2, -0.6, 0.6).reshape([-1 if a == axis else 1 for a in (0, 1)])
+            codes[:, axis] = way / 4  # of an anchor 4 voxels long
+        return {"classification": [torch.where(x > 0.5, x, -20.0)], "box_regression": [codes]}
+
+
+@pytest.mark.parametrize("fusion", ["nms", "weighted"])
+@pytest.mark.parametrize("place", [(11, 15), (12, 4), (20, 27), (35, 19), (47, 36)])
+def test_an_object_whose_centre_two_windows_see_apart_is_not_lost_between_them(
+    place: tuple[int, int], fusion: str
+) -> None:
+    image = torch.zeros(1, 1, 48, 48)
+    image[0, 0, place[0], place[1]] = 1.0
+    found = WindowDetector(Shifted(), [(1, 1)], [[[4.0, 4.0]]], (16, 16), fusion=fusion)(image)
+    assert len(found.boxes) == 1
+    centre = (found.boxes[0, :2] + found.boxes[0, 2:]) / 2
+    assert float((centre - torch.tensor(place) - 0.5).abs().max()) < 0.61
+
+
 def random_boxes(seed: int, count: int) -> Detections:
     random = torch.Generator().manual_seed(seed)
     low = torch.rand(count, 2, generator=random) * 20
