@@ -33,7 +33,7 @@ from .compared import SCRATCH, CompareResult, with_comparisons
 from .config import FinetuneConfig
 from .figure import draw_comparison
 from .finetuning import train_network
-from .start import Design, Start, as_encoder, one_process, open_data, warn_of_other_preparation
+from .start import Design, Start, as_encoder, check_apart, one_process, open_data, warn_of_other_preparation
 from .task import Task
 from .tasks import task_named
 
@@ -79,7 +79,7 @@ def compare_encoders(
         progress: told of the trainings.
 
     Raises:
-        DataError: there are fewer labelled images than a count.
+        DataError: there are fewer labelled images than a count, or patients both to train on and to score.
         UsageError: no arm, no count, no seed, or an unknown task.
     """
     one_process("a comparison")
@@ -220,6 +220,8 @@ class _Bench:
         self.subjects = {i: store.row(i).subject_id for i in task.images(store, "train", config)}
         self.splits = (config.split, "validation") if search else (config.split,)
         self.scored = {split: task.images(store, split, config) for split in self.splits}
+        looks = {"validation": task.images(store, "validation", config)} if config.stop_after else {}
+        check_apart(store, tuple(self.subjects), {**looks, **self.scored})
         self.cells: dict[Cell, Scores] = {}
         self.computed = 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Section, fingerprint
-from ..errors import DataError, RunError
+from ..errors import RunError
 from ..files import check_new, without, write_json
 from ..metrics import mean_of
 from ..nets.config import DynUNetConfig
@@ -23,7 +23,7 @@ from ..store import Store
 from ..train import TrainResult, train
 from .config import FinetuneConfig
 from .layers import merge_low_rank
-from .start import Design, Start, as_encoder, one_process, open_data, train_config
+from .start import Design, Start, as_encoder, check_apart, one_process, open_data, train_config
 from .stopping import BestWeights
 from .task import Task
 from .tasks import task_named
@@ -129,7 +129,7 @@ def finetune(
         progress: told of phases and steps.
 
     Raises:
-        DataError: there are no labelled images to train on or to score.
+        DataError: there are no labelled images to train on or to score, or patients of both.
         RunError: `out` holds another run.
         UsageError: an unknown task.
         WeightsError: the encoder's weights do not fill the network.
@@ -151,13 +151,8 @@ def finetune(
     )
     config = doing.settle(config, design, store)
     chosen = tuple(images) if images is not None else doing.images(store, "train", config)
-    scored = {store.row(image_id).subject_id for image_id in doing.images(store, config.split, config)}
-    if both := [image_id for image_id in chosen if store.row(image_id).subject_id in scored]:
-        raise DataError(
-            f"{len(both)} of the images to train on are of patients that are scored",
-            where=f"image {both[0]}",
-            fix=f"leave the split {config.split} out of them",
-        )
+    splits = {config.split, *(("validation",) if config.stop_after else ())}
+    check_apart(store, chosen, {split: doing.images(store, split, config) for split in sorted(splits)})
     _claim(out, doing, design, store, config, chosen)
     trained, training = train_network(doing, design, store, config, chosen, out, resume=resume, progress=progress)
     return _finish(out, doing, design, store, config, chosen, trained, training, progress)

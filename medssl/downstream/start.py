@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,32 @@ def labelled(store: Store, split: str) -> tuple[str, ...]:
             fix="give labels to `medssl index`, or score another split (finetune.split)",
         )
     return found
+
+
+def check_apart(store: Store, trained: Sequence[str], judged: Mapping[str, Sequence[str]]) -> None:
+    """Raise DataError where a patient whose images are trained on is scored, or chooses weights or a learning rate.
+
+    Args:
+        store: knows the patients.
+        trained: images.
+        judged: split to images.
+    """
+    known = set(store.ids)
+    if unknown := [image_id for image_id in trained if image_id not in known]:
+        raise DataError(
+            f"{len(unknown)} of the images to train on are not in the store, such as {unknown[0]!r}",
+            where=str(store.folder),
+            fix="name images by the ids of this store",
+        )
+    for split, images in judged.items():
+        subjects = {store.row(image_id).subject_id for image_id in images}
+        if both := [image_id for image_id in trained if store.row(image_id).subject_id in subjects]:
+            what = "validation looks at" if split == "validation" else "are scored"
+            raise DataError(
+                f"{len(both)} of the images to train on are of patients that {what}",
+                where=f"image {both[0]}",
+                fix=f"leave the patients of the split {split} out of them",
+            )
 
 
 def train_config(config: FinetuneConfig) -> TrainConfig:

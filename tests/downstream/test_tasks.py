@@ -108,6 +108,30 @@ def test_validation_images_that_tell_nothing_choose_neither_rate_nor_weights(
         finetune(None, told, tmp_path / "run", looking, task="classification", network=network)
 
 
+def test_no_patient_is_both_trained_on_and_judged(
+    told: Store, network: DynUNetConfig, quick: FinetuneConfig, tmp_path: Path
+) -> None:
+    def of_one_patient(a: int, b: int) -> Store:
+        rows = list(told.rows)
+        rows[b] = replace(rows[b], subject_id=rows[a].subject_id)
+        return Store(told.folder, rows, {}, told.preparation)
+
+    looking = quick.model_copy(update={"stop_after": 1})
+    arms = {"counts": (1,), "seeds": 1, "network": network, "out": tmp_path / "out"}
+    for a, b, config, rates, words in (
+        (0, 3, quick, None, "that are scored"),
+        (0, 2, quick, (1e-3, 1e-2), "that validation looks at"),
+        (0, 2, looking, None, "that validation looks at"),
+    ):
+        store = of_one_patient(a, b)
+        with pytest.raises(DataError, match=f"1 of the images to train on are of patients {words}"):
+            compare_encoders([None], "classification", data=store, config=config, learning_rates=rates, **arms)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="that validation looks at"):
+        finetune(None, of_one_patient(0, 2), tmp_path / "run", looking, task="classification", network=network)
+    with pytest.raises(DataError, match="not in the store, such as 'other'"):
+        finetune(None, told, tmp_path / "run", quick, task="classification", network=network, images=("other",))
+
+
 def test_an_unknown_task_is_refused_by_name(told: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no task 'segment'") as caught:
         compare_encoders([None], "segment", data=told, out=tmp_path / "out")
