@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..batch import Facts, hash64
 from ..errors import DataError, RecipeError
 from ..loading import Loader, LoaderConfig
+from ..metrics import mean_of
 from ..nets.classifier import Classifier, classifier_for
 from ..nets.encoder import Encoder
 from ..nets.segmenter import load_encoder_into
@@ -125,14 +126,14 @@ class ClassificationTask(Task):
         return main_table(united(scores), main_parts(told, training_medians(told, store)))
 
     def further(self, scores: Sequence[ImageAnswer], store: Store, config: FinetuneConfig) -> dict[str, float]:
-        """Return the mean over targets: AUPRC and Brier score, or of measures the absolute error in their units."""
+        """Return means over the targets that have a value: AUPRC and Brier score, or absolute errors in their units."""
         told = read_told(store, config.classification)
         check_answers(scores, told)
         units, every = united(scores), all_measures(told, config.classification, training_medians(told, store))
         out = {}
         for name in ("mae",) if told.kind == "regression" else ("auprc", "brier"):
             found = [units.measured(measures[name][0]) for measures in every.values() if name in measures]
-            out[name] = float(np.mean(found))
+            out[name] = float(mean_of(np.array(found)))
         return out
 
     def summary(self, scores: Sequence[ImageAnswer], store: Store, config: FinetuneConfig) -> dict[str, Any]:

@@ -107,6 +107,16 @@ def test_what_stands_beside_the_measure_is_the_mean_over_targets(store: Store) -
             assert value == pytest.approx(np.mean([about[name]["value"] for about in measures if name in about]))
 
 
+def test_a_finding_that_no_scored_image_has_leaves_the_others_their_mean(store: Store) -> None:
+    config, none = _config(targets=("ill", "old")), {"old": 0.0}
+    rows = [dataclasses.replace(row, labels={**row.labels, **none}) for row in store.rows[6:]]
+    other = Store(store.folder, [*store.rows[:6], *rows], {}, store.preparation)
+    scores = _scores(other, config)
+    alone = [dataclasses.replace(s, answer=s.answer[:1], truth=s.truth[:1], kind="binary") for s in scores]
+    only = TASK.further(alone, other, _config(targets=("ill",)))
+    assert TASK.further(scores, other, config)["auprc"] == pytest.approx(only["auprc"])
+
+
 def test_classes_are_scored_as_scikit_learn_does(store: Store) -> None:
     config = _config(targets=("grade",))
     scores = _scores(store, config)
