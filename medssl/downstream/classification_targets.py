@@ -38,13 +38,23 @@ class Told:
         return self.classes or self.targets
 
     def of(self, images: Sequence[str]) -> NDArray[np.float64]:
-        """Return (images, T)."""
+        """Return (images, T).
+
+        Raises:
+            DataError: no target is known of an image.
+        """
+        if missing := [image for image in images if image not in self.truth]:
+            raise DataError(
+                f"{len(missing)} images have no {' or '.join(self.targets)}",
+                where=f"image {missing[0]}",
+                fix="leave them out, or name other targets (finetune.classification.targets)",
+            )
         return np.array([self.truth[image] for image in images], dtype=np.float64).reshape(len(images), -1)
 
     def class_weights(self, images: Sequence[str], most: float) -> list[Any] | None:
         """Return what classes weigh so that all weigh the same together: (K,), or (T, 2) without and with a finding.
 
-        Over these images the weights have a mean of 1. A class that none of them has keeps 1.
+        Over these images the weights have a mean of 1, and none is above `most`. A class that none has keeps 1.
 
         Args:
             images: to train on.
@@ -69,9 +79,15 @@ class Told:
 def _balanced(numbers: NDArray[np.float64], classes: int, most: float) -> list[float]:
     counts = np.bincount(numbers[~np.isnan(numbers)].astype(int), minlength=classes).astype(np.float64)
     total, there = counts.sum(), counts > 0
-    weights = np.where(there, np.minimum(most, total / (max(1, there.sum()) * np.maximum(counts, 1))), 1.0)
-    mean = (weights * counts).sum() / total if total else 1.0
-    return [float(w) for w in np.where(there, weights / mean, 1.0)]
+    weights, capped = np.ones(classes), np.zeros(classes, bool)
+    while (free := there & ~capped).any():
+        # What the rarest may not weigh falls to the others, alike.
+        weights[free] = (total - most * counts[capped].sum()) / (free.sum() * counts[free])
+        if not (free & (weights > most)).any():
+            break
+        capped |= free & (weights > most)
+        weights[capped] = most
+    return [float(w) for w in weights]
 
 
 def read_told(store: Store, config: ClassificationConfig) -> Told:
@@ -102,7 +118,7 @@ def read_told(store: Store, config: ClassificationConfig) -> Told:
     if kind in ("multiclass", "ordinal"):
         order: list[Any] = sorted(kinds[0])
         number = {value: float(n) for n, value in enumerate(order)}
-        classes = tuple(value if isinstance(value, str) else f"{value:g}" for value in order)
+        classes = tuple(value if isinstance(value, str) else f"{value:.12g}" for value in order)
         return Told(kind, targets, classes, {image: (number[found[0]],) for image, found in values.items()})
     numbers = {i: tuple(np.nan if v is None else float(v) for v in found) for i, found in values.items()}
     return Told(kind, targets, (), numbers)
@@ -125,7 +141,7 @@ def _known(store: Store) -> str:
 
 def _kind(targets: Sequence[str], kinds: Sequence[set[Any]], wanted: Kind | Literal["auto"], where: str) -> Kind:
     """Return the kind of the targets, checked against the one that was asked for."""
-    fits = [_fits(seen) for seen in kinds]
+    fits = [_fits(name, seen, where) for name, seen in zip(targets, kinds)]
     if wanted == "auto":
         if len(targets) == 1:
             return next(kind for kind in _ALONE if kind in fits[0])
@@ -150,14 +166,16 @@ def _kind(targets: Sequence[str], kinds: Sequence[set[Any]], wanted: Kind | Lite
     return wanted
 
 
-def _fits(seen: set[Any]) -> set[str]:
+def _fits(name: str, seen: set[Any], where: str) -> set[str]:
     """Return the kinds that values fit."""
-    few = len(seen) <= MOST_CLASSES
-    if any(isinstance(value, str) for value in seen):
-        if not few or not all(isinstance(value, str) for value in seen):
-            raise DataError(
-                f"a target has {len(seen)} different words, at most {MOST_CLASSES} are classes", fix="name another"
-            )
+    few, words = len(seen) <= MOST_CLASSES, sum(isinstance(value, str) for value in seen)
+    if 0 < words < len(seen):
+        raise DataError(f"{name} is a number for some images and a word for others", where=where, fix="name another")
+    if words and not few:
+        raise DataError(
+            f"{name} has {words} different words, at most {MOST_CLASSES} are classes", where=where, fix="name another"
+        )
+    if words:
         return {"multiclass"}
     out = {"regression"}
     if few and all(float(value).is_integer() for value in seen):

@@ -173,6 +173,34 @@ def test_a_kind_that_does_not_fit_the_values_is_refused(targets: Any, kind: Any,
         read_told(store, ClassificationConfig(targets=targets, kind=kind))
 
 
+def test_values_that_are_no_classes_are_refused_by_name(store: Store) -> None:
+    def read(**values: Any) -> Told:
+        rows_ = [replace(row, **{k: v[n] for k, v in values.items()}) for n, row in enumerate(store.rows)]
+        return read_told(Store(store.folder, rows_, {}, store.preparation), ClassificationConfig(targets=("t",)))
+
+    n = len(store.rows)
+    mixed: dict[str, Any] = {"labels": [{"t": 1.0}, *[{}] * (n - 1)], "groups": [{}, *[{"t": "x"}] * (n - 1)]}
+    with pytest.raises(DataError, match="t is a number for some images and a word for others"):
+        read(**mixed)
+    with pytest.raises(DataError, match="all images have the same t"):
+        read(groups=[{"t": "x"}] * n)
+    assert read(labels=[{"t": 1e6 + k % 2} for k in range(n)]).classes == ("1000000", "1000001")
+
+
+def test_an_image_to_train_on_without_a_target_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 images have no ill") as caught:
+        finetune(
+            None,
+            store,
+            tmp_path / "run",
+            _section(),
+            task="classification",
+            network=NETWORK,
+            images=("image00", "image01"),
+        )
+    assert "image00" in str(caught.value)
+
+
 def test_targets_of_several_kinds_are_refused_unless_their_kind_is_said(store: Store) -> None:
     with pytest.raises(DataError, match="different kinds"):
         read_told(store, ClassificationConfig())
@@ -189,13 +217,17 @@ def test_balanced_classes_weigh_the_same_together(numbers: list[int]) -> None:
     assert (weights[~there] == 1).all()
 
 
-def test_no_class_weighs_more_than_it_may(store: Store) -> None:
-    truth = {str(n): (float(n == 0),) for n in range(100)}
-    pairs = Told("binary", ("t",), (), truth).class_weights(list(truth), 10.0)
-    assert pairs is not None
-    (without, with_it) = pairs[0]
-    assert with_it / without < 50 / 0.5
-    assert (99 * without + with_it) / 100 == pytest.approx(1)
+@given(numbers=st.lists(st.integers(0, 3), min_size=1, max_size=40), most=st.floats(1, 4))
+def test_no_class_weighs_more_than_it_may_and_the_others_still_weigh_the_same(numbers: list[int], most: float) -> None:
+    numbers = [*numbers, *[0] * 30]
+    told = Told("multiclass", ("t",), tuple("abcd"), {str(n): (float(k),) for n, k in enumerate(numbers)})
+    weights = np.array(told.class_weights(list(told.truth), most))
+    counts = np.bincount(numbers, minlength=4)
+    assert weights.max() <= most + 1e-9
+    assert (weights * counts).sum() == pytest.approx(len(numbers))
+    below = (counts > 0) & (weights < most - 1e-6)
+    together = (weights * counts)[below]
+    np.testing.assert_allclose(together, together[:1].repeat(len(together)))
 
 
 @given(seed=st.integers(0, 99))
