@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from .build import StoreResult, fill_store
 from .config import PrepareConfig
 from .voxels import ToPrepare
 
+_MOST = 1e300
+"""Of a target's number; JSON's may have no end, or be infinite or nan."""
 _PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
@@ -119,7 +120,7 @@ def _known(entry: Mapping[str, Any], terms: BoxTerms, header: Header | None, whe
         raise DataError("targets and groups must be objects", where=where, fix='write {"targets": {"age": 61}}')
     for name, value in targets.items():
         if value is not None and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value)
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not -_MOST < value < _MOST
         ):
             raise DataError(
                 f"target {name} is no number", where=where, fix="write a number, or null where it is missing"

@@ -253,6 +253,6 @@ def _name_of(label: Any, terms: BoxTerms, where: str) -> str:
 def _finite(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON's whole numbers have no end
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and "_" not in str(value) else None

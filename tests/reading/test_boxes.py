@@ -104,11 +104,12 @@ def test_a_voc_file_gives_size_and_edges_with_one_for_the_border(tmp_path: Path)
         "<html></html>",
         VOC.format(OBJECT.format("six")),
         VOC.format(OBJECT.format("nan")),
+        VOC.format(OBJECT.format("1_0")),
         VOC.format(OBJECT.format(6).replace("cell", "")),
         VOC.format(OBJECT.format(6).replace("<ymin>2</ymin>", "")),
         '<!DOCTYPE a [<!ENTITY b "c">]>' + VOC.format(OBJECT.format(6)),
     ],
-    ids=["cut off", "web page", "word", "nan", "no name", "three numbers", "entity"],
+    ids=["cut off", "web page", "word", "nan", "underscore", "no name", "three numbers", "entity"],
 )
 def test_a_voc_file_that_lacks_something_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.xml"
@@ -155,6 +156,7 @@ def test_a_voc_file_in_utf_16_is_read(tmp_path: Path) -> None:
         ({"box": [[0, 0, 0, 1, 1]], "label": [0]}, {"space": "ras"}, "4 or 6 numbers"),
         ({"box": [[0, 0, 1, 1]], "label": [0]}, {"space": "voxel", "mode": "cccwhd"}, "6 numbers as cccwhd"),
         ({"box": [[0, 0, 1, None]], "label": [0]}, {"space": "voxel"}, "4 numbers as xyxy"),
+        ({"box": [[0, 0, 1, 10**400]], "label": [0]}, {"space": "voxel"}, "4 numbers as xyxy"),
         ({"box": [[0, 0, 1, 1]], "label": [1.5]}, {"space": "voxel"}, "neither a whole number nor a name"),
     ],
 )
