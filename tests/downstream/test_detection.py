@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from monai.data.box_utils import box_iou
 from numpy.typing import NDArray
 
 from medssl.downstream import FinetuneConfig, finetune
-from medssl.downstream.detection import DetectionTask, build_detector, predict_mirrored, world_box
+from medssl.downstream.detection import DetectionTask, build_detector, predict_mirrored, score_image, world_box
 from medssl.downstream.detection_anchors import finest_stride, planned_anchors
 from medssl.downstream.detection_boxes import TrueBoxes, component_boxes, crop_points
 from medssl.downstream.detection_config import DetectionConfig
@@ -87,9 +88,9 @@ def trained(store: Store, out: Path, config: FinetuneConfig) -> Any:
 
 
 def test_it_learns_to_find_what_is_there_and_keeps_it(masks: Store, tmp_path: Path) -> None:
-    config = quick(steps=90, batch_size=4, learning_rate=5e-3, head_learning_rate=5e-3)
+    config = quick(steps=40, batch_size=4, warmup_steps=10, seed=1)
     result = trained(masks, tmp_path / "run", config)
-    assert result.value > 0.8
+    assert result.value > 0.9, "heads that begin with MONAI's small weights reach 0.56 in these steps"
     assert result.lines[0].startswith(f"mAP {result.value:.3f}")
     kept = sorted((tmp_path / "run" / "predictions").glob("*.json"))
     assert [path.stem for path in kept] == list(masks.ids_of("test"))
@@ -288,6 +289,16 @@ def test_a_score_comes_back_from_json_and_a_wrong_one_does_not() -> None:
     for wrong in ({"scores": scores}, {"classes": []}, {"boxes": boxes}):
         with pytest.raises(ValueError, match=r"holds|corner|must"):
             TASK.score_from(value | wrong)
+
+
+def test_the_boxes_of_a_score_are_in_mm_along_the_images_axes(masks: Store) -> None:
+    row = replace(masks.rows[0], spacing_mm=(0.5, 2.0))
+    truth = TrueBoxes(np.array([[2.0, 3, 8, 9]]), np.array([1]))
+    found = Detections(torch.tensor([[1.0, 1, 2, 3]]), torch.tensor([0.5]), torch.tensor([0]))
+    score = score_image(found, truth, row)
+    assert (score.boxes, score.truth) == (((0.5, 2.0, 1.0, 6.0),), ((1.0, 6.0, 4.0, 18.0),))
+    plain = score_image(found, truth, replace(row, spacing_mm=None))
+    assert (plain.boxes, plain.truth) == (((1.0, 1.0, 2.0, 3.0),), ((2.0, 3.0, 8.0, 9.0),))
 
 
 def test_false_positives_of_images_without_a_box_count() -> None:

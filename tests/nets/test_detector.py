@@ -13,6 +13,7 @@ from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorSha
 from monai.data.box_utils import batched_nms
 from torch import Tensor, nn
 
+from medssl.downstream.config import FinetuneConfig
 from medssl.errors import RecipeError, UsageError
 from medssl.nets.detector import Detector, detector_for, pyramid_levels
 from medssl.nets.encoder import (
@@ -73,6 +74,23 @@ def test_a_detector_sees_the_encoders_maps_and_trains_all_of_it(config: Any, sha
     trained = {n for n, p in encoder.net.named_parameters() if p.requires_grad}
     assert trained == {n for n, p in detector.body().named_parameters() if p.requires_grad}
     assert {id(p) for p in detector.head_parameters()}.isdisjoint(id(p) for p in detector.body().parameters())
+
+
+@pytest.mark.parametrize(("shape", "levels"), [((32, 32), [(4, 4)]), ((16, 32, 32), [(2, 4, 4)])], ids=["2D", "3D"])
+def test_a_step_of_adam_turns_no_filter_of_the_heads_far(shape: tuple[int, ...], levels: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    network = DynUNetConfig(channels=(8, 8, 8), features=8, strides=(1, 2, 2))
+    detector = detector_for(network, ["mass"], levels=levels, anchors=[[levels[0]]], shape=shape, channels=1)
+    heads = (detector.net.classification_head.conv, detector.net.regression_head.conv)
+    before = [p.detach().clone() for head in heads for p in head.parameters() if p.ndim > 1]
+    optimiser = torch.optim.AdamW(detector.parameters(), FinetuneConfig().head_learning_rate)
+    logits, codes = detector(torch.randn(2, 1, *shape))
+    (logits.sigmoid().mean() + codes.square().mean()).backward()
+    optimiser.step()
+    after = [p for head in heads for p in head.parameters() if p.ndim > 1]
+    assert len(before) == 8
+    for old, new in zip(before, after):
+        assert float((new.detach() - old).norm() / old.norm()) < 0.15
 
 
 def test_a_saved_detector_finds_the_same_boxes(tmp_path: Path) -> None:
