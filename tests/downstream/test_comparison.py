@@ -140,8 +140,6 @@ def test_more_labels_than_there_are_or_nothing_to_compare_is_one_clear_line(
         _compare([encoder], store, tmp_path / "out", quick, counts=(9,))
     with pytest.raises(UsageError, match="nothing to compare"):
         _compare([], store, tmp_path / "out", quick)
-    with pytest.raises(UsageError, match="no task 'detection'"):
-        compare_encoders([encoder], "detection", data=store, out=tmp_path / "out")
     with pytest.raises(UsageError, match="scratch is named twice"):
         _compare([None, None], store, tmp_path / "out", quick)
 
