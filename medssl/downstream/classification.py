@@ -21,7 +21,7 @@ from ..nets.classifier import Classifier
 from ..views.intensity import change_intensity
 from ..views.spatial import draw_affine, spacing_of, warp
 from .config import FinetuneConfig
-from .layers import train_groups
+from .layers import hold_still, train_groups
 
 
 class Classification(Method):
@@ -53,7 +53,7 @@ class Classification(Method):
 
     def views(self, batch: Batch, step: int) -> Views:
         """Return `image` (B, C, ...), augmented, and `truth` (B, T), measures less their mean over their spread."""
-        self.hold_still(step)  # the engine has put everything in train mode just before
+        hold_still(self.encoder, self.config, step)  # the engine has put everything in train mode just before
         draw, image = Draw(batch["key"]), batch["image"].float()
         shape, n = tuple(image.shape[2:]), image.ndim - 2
         matrix, spacing = draw_affine(self.config.spatial, draw.of("spatial"), n), spacing_of(batch["affine"], n)
@@ -83,14 +83,6 @@ class Classification(Method):
     def groups(self) -> list[Group]:
         """Return what moves, and how fast: the body's layers, and pooling and head at a rate of their own."""
         return train_groups(self.encoder, self.config)
-
-    def hold_still(self, step: int) -> None:
-        """Put a body that does not move in this step in eval: its dropout and batch statistics wait as well."""
-        way = self.config.train
-        if way == "linear" or (way == "head_first" and step < self.config.head_steps):
-            for module in self.encoder.body().modules():
-                if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
-                    module.eval()
 
     def encoders(self) -> dict[str, nn.Module]:
         """Return the classifier."""

@@ -22,7 +22,7 @@ from ..views.intensity import change_intensity
 from ..views.spatial import crop_to_view, draw_affine, offsets_to_voxels, spacing_of, voxels_to_offsets, warp
 from .config import FinetuneConfig
 from .detection_boxes import TrueBoxes
-from .layers import train_groups
+from .layers import hold_still, train_groups
 
 ABSENT, PARTLY = -1, -2
 """In the place of a class: no box; one of which too little is in the view to learn from."""
@@ -62,7 +62,7 @@ class Detection(Method):
 
     def views(self, batch: Batch, step: int) -> Views:
         """Return `image` (B, C, ...), augmented, `boxes` (B, M, 2n) and `classes` (B, M) in it, and `chance` (B, A)."""
-        self.hold_still(step)  # the engine has put everything in train mode just before
+        hold_still(self.encoder, self.config, step)  # the engine has put everything in train mode just before
         draw, image = Draw(batch["key"]), batch["image"].float()
         shape, n = tuple(image.shape[2:]), image.ndim - 2
         matrix, spacing = draw_affine(self.config.spatial, draw.of("spatial"), n), spacing_of(batch["affine"], n)
@@ -158,14 +158,6 @@ class Detection(Method):
     def groups(self) -> list[Group]:
         """Return what moves, and how fast: the body's layers, and pyramid and heads at a rate of their own."""
         return train_groups(self.encoder, self.config)
-
-    def hold_still(self, step: int) -> None:
-        """Put a body that does not move in this step in eval: its dropout and batch statistics wait as well."""
-        way = self.config.train
-        if way == "linear" or (way == "head_first" and step < self.config.head_steps):
-            for module in self.encoder.body().modules():
-                if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
-                    module.eval()
 
     def encoders(self) -> dict[str, nn.Module]:
         """Return the task network."""

@@ -49,6 +49,14 @@ def train_groups(network: TaskNetwork, config: FinetuneConfig) -> list[Group]:
     return groups
 
 
+def hold_still(network: TaskNetwork, config: FinetuneConfig, step: int) -> None:
+    """Put a body that does not move in this step in eval: its dropout and batch statistics wait as well."""
+    if config.train == "linear" or (config.train == "head_first" and step < config.head_steps):
+        for module in network.body().modules():
+            if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
+                module.eval()
+
+
 def layers(network: TaskNetwork) -> list[list[nn.Parameter]]:
     """Return the parameters an encoder brings, layer by layer from the image on; each stands in one layer.
 

@@ -23,7 +23,7 @@ from ..nets.segmenter import Segmenter
 from ..views.intensity import change_intensity
 from ..views.spatial import draw_affine, spacing_of, warp
 from .config import FinetuneConfig
-from .layers import train_groups
+from .layers import hold_still, train_groups
 
 _IGNORED = -100
 
@@ -47,7 +47,8 @@ class Segmentation(Method):
 
     def views(self, batch: Batch, step: int) -> Views:
         """Return `image` (B, C, ...) and `label` (B, ...) int64, class numbers, augmented."""
-        self.hold_still(step)  # the engine has put everything in train mode just before
+        if isinstance(self.encoder, Segmenter):
+            hold_still(self.encoder, self.config, step)  # the engine has put everything in train mode just before
         draw, image = Draw(batch["key"]), batch["image"].float()
         shape, n = tuple(image.shape[2:]), image.ndim - 2
         matrix, spacing = draw_affine(self.config.spatial, draw.of("spatial"), n), spacing_of(batch["affine"], n)
@@ -75,16 +76,6 @@ class Segmentation(Method):
         """Return what moves, and how fast: the body's layers, and the new output block at a rate of its own."""
         assert isinstance(self.encoder, Segmenter)
         return train_groups(self.encoder, self.config)
-
-    def hold_still(self, step: int) -> None:
-        """Put a body that does not move in this step in eval: its dropout and batch statistics wait as well."""
-        way = self.config.train
-        if isinstance(self.encoder, Segmenter) and (
-            way == "linear" or (way == "head_first" and step < self.config.head_steps)
-        ):
-            for module in self.encoder.body().modules():
-                if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
-                    module.eval()
 
     def encoders(self) -> dict[str, nn.Module]:
         """Return the task network."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medssl.batch import Facts
 from medssl.downstream import FinetuneConfig, Segmentation, finetune
-from medssl.downstream.layers import LowRank, add_low_rank, layers, merge_low_rank
+from medssl.downstream.layers import LowRank, add_low_rank, hold_still, layers, merge_low_rank
 from medssl.downstream.start import Design, settled
 from medssl.errors import RecipeError
 from medssl.nets.config import DynUNetConfig, SegResNetConfig, SwinConfig, TimmConfig, ViTConfig
@@ -62,7 +62,8 @@ def _trained(segmenter: Segmenter, config: FinetuneConfig, steps: int = 3) -> li
     views = {"image": image, "label": torch.randint(0, 3, (2, *segmenter.shape))}
     losses = []
     for step in range(steps):
-        method.train().hold_still(step)
+        method.train()
+        hold_still(segmenter, config, step)
         loss = method(views).total
         loss.backward()
         optimiser.step(step)
