@@ -86,7 +86,7 @@ def inference_config(segmenter: Segmenter) -> dict[str, Any]:
         "ckpt_path": "$@bundle_root + '/models/model.pt'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "datalist": "$[path for path in sorted(glob.glob(glob.escape(@dataset_dir) + '/*')) "
-        f"if path.endswith({_endings(segmenter)!r})]",
+        f"if path.lower().endswith({_endings(segmenter)!r})]",
         **segmenter.definition(),
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": "Compose", "transforms": preprocessing(segmenter)},
@@ -188,7 +188,7 @@ def _sees_pictures(segmenter: Segmenter) -> bool:
 
 
 def _endings(segmenter: Segmenter) -> tuple[str, ...]:
-    return (".png",) if _sees_pictures(segmenter) else (".nii", ".nii.gz")
+    return (".png", ".jpg", ".jpeg") if _sees_pictures(segmenter) else (".nii", ".nii.gz")
 
 
 def metadata(segmenter: Segmenter) -> dict[str, Any]:

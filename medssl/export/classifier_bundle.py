@@ -79,7 +79,7 @@ def inference_config(classifier: Classifier) -> dict[str, Any]:
         "ckpt_path": "$@bundle_root + '/models/model.pt'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "datalist": "$[path for path in sorted(glob.glob(glob.escape(@dataset_dir) + '/*')) "
-        f"if path.endswith({_endings(classifier)!r})]",
+        f"if path.lower().endswith({_endings(classifier)!r})]",
         "network_def": {"_target_": "scripts.image_network.ImageNetwork", **classifier.network_arguments()},
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": "Compose", "transforms": preprocessing(classifier)},
@@ -153,7 +153,7 @@ def _sees_pictures(classifier: Classifier) -> bool:
 
 
 def _endings(classifier: Classifier) -> tuple[str, ...]:
-    return (".png",) if _sees_pictures(classifier) else (".nii", ".nii.gz")
+    return (".png", ".jpg", ".jpeg") if _sees_pictures(classifier) else (".nii", ".nii.gz")
 
 
 def _packages(classifier: Classifier) -> tuple[str, ...]:

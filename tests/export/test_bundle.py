@@ -241,12 +241,13 @@ def test_a_network_of_slices_runs_on_volumes(scans: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_bundle_of_pictures_writes_pictures_that_are_not_turned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".png", ".JPG"])
+def test_a_bundle_of_pictures_writes_pictures_that_are_not_turned(ending: str, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     volume = np.asarray(nib.load(next((demo_folder() / "hippocampus" / "images").glob("*.nii.gz"))).dataobj)
     grey = (255 * (volume[:, :, 15] / volume[:, :, 15].max())).astype(np.uint8)
-    Image.fromarray(grey).save(pictures / "slice.png")
+    Image.fromarray(grey).save(pictures / f"slice{ending}")
     case = exported(
         pictures, tmp_path, PrepareConfig(workers=0), DynUNetConfig(channels=(8, 8, 16), strides=(1, 2, 2)), (32, 48)
     )

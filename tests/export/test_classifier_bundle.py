@@ -153,12 +153,31 @@ def test_a_bundle_without_medssl_tells_of_pictures_what_medssl_tells(tmp_path: P
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     volume = np.asarray(next(iter(_volumes())))
-    for n in (10, 15):
+    for n, ending in ((10, "png"), (15, "jpeg")):
         grey = (255 * (volume[:, :, n] / volume[:, :, n].max())).astype(np.uint8)
-        Image.fromarray(grey).save(pictures / f"slice{n}.png")
+        Image.fromarray(grey).save(pictures / f"slice{n}.{ending}")
     told = {"kind": "ordinal", "targets": ("grade",), "classes": ("0", "1", "2"), "weights": [0.5, 1.0, 3.0]}
     lines = _run(pictures, tmp_path, TimmConfig(model="test_convnext"), (32, 32), told)
     assert float(lines[0]["0"]) + float(lines[0]["1"]) + float(lines[0]["2"]) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:NvImgCodec")  # MONAI tries a reader that needs a GPU, and says so
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_bundle_reads_the_pixels_of_a_jpeg_that_medssl_reads(mode: str, tmp_path: Path) -> None:
+    from monai.transforms import Compose
+
+    from medssl.prepare import monai_preprocessing
+    from medssl.reading.picture import read_picture
+
+    path = tmp_path / "one.jpg"
+    grey = np.add.outer(np.arange(40), 3 * np.arange(52)).astype(np.uint8)
+    Image.fromarray(grey if mode == "L" else np.stack([grey, grey // 2, 255 - grey], -1)).save(path, progressive=True)
+    steps = monai_preprocessing(preparation_of(PrepareConfig(workers=0)), keys=["image"], kind="image2d")[:2]
+    read: Any = Compose(ConfigParser({"read": steps}).get_parsed_content("read"))
+    ours = read_picture(str(path)).array
+    np.testing.assert_array_equal(
+        np.asarray(read({"image": str(path)})["image"]), ours[None] if mode == "L" else np.moveaxis(ours, -1, 0)
+    )
 
 
 def _volumes() -> list[Any]:
