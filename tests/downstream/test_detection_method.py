@@ -32,7 +32,14 @@ from medssl.downstream.detection_method import (
 from medssl.nets.config import DynUNetConfig
 from medssl.nets.detector import detector_for
 from medssl.nets.retinanet import LevelAnchors
-from medssl.views.spatial import SpatialConfig, draw_affine, warp
+from medssl.views.spatial import (
+    SpatialConfig,
+    crop_to_view,
+    draw_affine,
+    offsets_to_voxels,
+    voxels_to_offsets,
+    warp,
+)
 
 LEVELS = [(2, 2), (4, 4)]
 ANCHORS = [[[5.0, 5.0], [7.0, 4.0]], [[10.0, 10.0], [14.0, 8.0]]]
@@ -186,6 +193,41 @@ def test_a_box_moves_as_the_ellipsoid_that_fills_it(shape: tuple[int, ...], seed
     moved = warp(mask[None, None].float(), matrix, spacing, shape, mode="nearest", padding="zeros")[0, 0]
     torch.testing.assert_close(found[0, 0], box_of(moved), rtol=0, atol=2.0)
     assert float(seen) <= 1.001
+
+
+@given(seed=st.integers(0, 10_000))
+def test_a_box_cut_by_the_crop_is_about_what_is_left_of_its_mask_in_the_view(seed: int) -> None:
+    random, shape, spacing = np.random.default_rng(seed), (16, 13), torch.tensor([[0.8, 1.3]])
+    size = random.integers(1, 12, 2)
+    low = random.integers(1 - size, shape)
+    high = low + size
+    mask = torch.zeros(shape)
+    mask[max(low[0], 0) : high[0], max(low[1], 0) : high[1]] = 1
+    shift = torch.from_numpy(random.integers(-4, 5, 2)).float() * spacing[0]
+    matrix = torch.cat([torch.eye(2), shift[:, None]], 1)[None]
+    whole = torch.tensor([[[0, 0], list(shape)]])
+    found, seen = moved_boxes(torch.tensor([[[*low, *high]]]).float(), whole, matrix, spacing, shape)
+    moved = warp(mask[None, None], matrix, spacing, shape, mode="nearest", padding="zeros")[0, 0]
+    torch.testing.assert_close(float(seen), float(moved.sum() / size.prod()), rtol=1e-4, atol=1e-4)
+    if moved.any():
+        torch.testing.assert_close(found[0, 0], box_of(moved), rtol=0, atol=1e-4)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_a_turned_box_holds_every_point_of_its_ellipsoid_and_no_more(seed: int) -> None:
+    random, shape, spacing = np.random.default_rng(seed), (60, 50, 40), torch.tensor([[0.6, 1.0, 1.5]])
+    half, centre = torch.tensor([9.0, 2.0, 4.0]), torch.tensor([30.0, 26, 19])
+    turned = SpatialConfig(rotation=1.0, scale=0.2, shift_mm=1.0, flips=(1,))
+    matrix = draw_affine(turned, Draw(torch.tensor([seed])), 3)
+    points = torch.from_numpy(random.normal(size=(20_000, 3))).float()
+    points = centre + half * points / points.norm(dim=1, keepdim=True)
+    offsets = crop_to_view(voxels_to_offsets(points[None] - 0.5, shape, spacing), matrix)
+    there = offsets_to_voxels(offsets, shape, spacing)[0] + 0.5
+    box = torch.cat([centre - half, centre + half])[None, None]
+    found, _ = moved_boxes(box, torch.tensor([[[0] * 3, list(shape)]]), matrix, spacing, shape)
+    size = torch.tensor(shape)
+    wanted = torch.cat([there.amin(0).clamp_min(0), torch.minimum(there.amax(0), size)])
+    torch.testing.assert_close(found[0, 0], wanted, rtol=0, atol=0.1)
 
 
 @given(seed=st.integers(0, 10_000))
