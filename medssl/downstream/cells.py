@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,10 @@ def _write_predictions(out: Path, name: str, predictions: Mapping[str, NDArray[A
     import io
 
     data = io.BytesIO()
-    np.savez_compressed(data, **{image_id: _small(found) for image_id, found in predictions.items()})  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        # Names of classes outside Latin-1 need numpy's newest header, of which it warns.
+        warnings.filterwarnings("ignore", message="Stored array in format 3.0")
+        np.savez_compressed(data, **{image_id: _small(found) for image_id, found in predictions.items()})  # type: ignore[arg-type]
     (out / "predictions").mkdir(exist_ok=True)
     write_bytes(out / "predictions" / f"{name}.npz", data.getvalue())
     return hashlib.sha256(data.getvalue()).hexdigest()

@@ -11,6 +11,7 @@ import pytest
 from sklearn import metrics as sk
 
 from medssl.downstream import FinetuneConfig
+from medssl.downstream.cells import _write_predictions, read_predictions
 from medssl.downstream.classification_config import ClassificationConfig
 from medssl.downstream.classification_scores import ImageAnswer, decided, united
 from medssl.downstream.classification_task import ClassificationTask
@@ -294,3 +295,11 @@ def test_a_score_that_fits_no_target_is_refused(answer: Any, truth: Any, store: 
 def test_a_kept_score_that_is_none_is_refused(answer: Any, kind: str) -> None:
     with pytest.raises(ValueError, match="image x"):
         TASK.score_from({"image_id": "x", "subject_id": "p", "answer": answer, "truth": [1.0], "kind": kind})
+
+
+def test_answers_of_classes_in_any_script_are_kept_and_read_without_pickle(tmp_path: Path) -> None:
+    answer = np.array((0.2, 0.8), dtype=[("größe", "f8"), ("心", "f8")])
+    _write_predictions(tmp_path, "cell", {"image00": answer})
+    (found,) = read_predictions(tmp_path, "cell").values()
+    assert found.dtype == answer.dtype
+    assert found.tolist() == answer.tolist()
