@@ -260,3 +260,18 @@ def test_a_frozen_body_is_still_and_pictures_are_drawn(tmp_path: Path) -> None:
     ).groups()
     moving = {id(p) for group in groups for p in group.parameters}
     assert moving == {id(p) for p in detection.encoder.head_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("loss", ["hard_negatives", "focal"])
+def test_unsure_anchors_teach_no_class(loss: str) -> None:
+    task = method(loss=loss, pool=1)
+    count = len(task.encoder.anchors)
+    logits = torch.randn(count, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    anchor_of = torch.full((count,), BACKGROUND)
+    anchor_of[::2], anchor_of[3] = UNSURE, 0
+    with torch.no_grad():
+        logits[::2] += 9.0  # the surest of all
+    task.class_loss(logits, anchor_of, torch.tensor([1]), torch.rand(count)).backward()
+    assert logits.grad is not None
+    assert not logits.grad[::2].any()
+    assert bool(logits.grad[3].any())
