@@ -203,6 +203,15 @@ def test_a_mirror_folds_everywhere_and_a_rotation_nowhere(shape: tuple[int, ...]
         assert fold_fraction(field, spacing(n)).tolist() == [share] * B
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_linear_maps_fold_where_their_determinant_says(n: int) -> None:
+    """100 random matrices, by torch's own determinant; voxels of different edges."""
+    linear = torch.randn(100, n, n, generator=torch.Generator().manual_seed(1))
+    points = voxels_to_offsets(voxels((3,) * n)[:1].expand(100, -1, -1), (3,) * n, spacing(n, 100))
+    field = (points @ linear.mT - points).mT.reshape(100, n, *(3,) * n)
+    assert torch.equal(fold_fraction(field, spacing(n, 100)), (torch.linalg.det(linear) <= 0).float())
+
+
 @by_axes
 def test_landmarks_of_a_warped_label_are_the_warped_landmarks(shape: tuple[int, ...]) -> None:
     """9. Within one voxel; labels keep their dtype and gain no value."""
