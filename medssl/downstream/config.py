@@ -78,7 +78,9 @@ class FinetuneConfig(Section):
     """Share by which windows, weighted by a Gaussian about their centre, overlap at inference."""
     mirror_axes: tuple[NonNegativeInt, ...] = ()
     """Axes of the image that are mirrored when images are scored, in all combinations, the logits averaged: 2, 4 or 8
-    times the work. Not where a label tells left from right. An exported bundle does not mirror."""
+    times the work. Only axes in `spatial.flips`: a network that was not trained on mirrored images may find nothing in
+    them (one of hippocampus: Dice .06 instead of .88). Not where a label tells left from right. An exported bundle does
+    not mirror."""
     surface_tolerance_mm: NonNegativeFloat = 1.0
     """Distance within which a surface counts as found, for surface Dice; in voxels where images have no spacing."""
     detection: DetectionConfig = DetectionConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from .scoring import MEASURES, ImageScore, dice_on, hausdorff_of, patient_dice, 
 from .segmentation import Segmentation
 from .start import Design, labelled
 from .task import Keep, Task
+
+logger = logging.getLogger(__name__)
 
 _LARGEST = {2: 256, 3: 96}
 
@@ -79,6 +82,12 @@ class SegmentationTask(Task):
     ) -> tuple[ImageScore, ...]:
         """Segment whole images; `keep` is given class numbers (*)."""
         assert isinstance(network, Segmenter)
+        if strange := sorted(set(config.mirror_axes) - set(config.spatial.flips)):
+            logger.warning(
+                "images are mirrored along axes %s, which no training image was (finetune.spatial.flips): "
+                "the network may find nothing in them",
+                ", ".join(map(str, strange)),
+            )
         return score_images(
             network,
             store,
