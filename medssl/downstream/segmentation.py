@@ -39,7 +39,7 @@ class Segmentation(Method):
     """
 
     values: Tensor
-    needs: ClassVar[tuple[str, ...]] = ("image", "label", "affine")
+    needs: ClassVar[tuple[str, ...]] = ("image", "label", "affine", "box")
 
     def __init__(self, config: FinetuneConfig, encoder: Segmenter, facts: Facts, *, classes: Sequence[int]) -> None:
         super().__init__(config, encoder, facts)
@@ -49,12 +49,14 @@ class Segmentation(Method):
         """Return `image` (B, C, ...) and `label` (B, ...) int64, class numbers, augmented."""
         if isinstance(self.encoder, Segmenter):
             hold_still(self.encoder, self.config, step)  # the engine has put everything in train mode just before
-        draw, image = Draw(batch["key"]), batch["image"].float()
+        draw, (image, inside) = Draw(batch["key"]), filled(batch["image"].float(), batch["box"])
         shape, n = tuple(image.shape[2:]), image.ndim - 2
         matrix, spacing = draw_affine(self.config.spatial, draw.of("spatial"), n), spacing_of(batch["affine"], n)
         label = torch.searchsorted(self.values, batch["label"].to(self.values.dtype).contiguous())
         # One more than the class number, so that the zeros from outside the crop can be told from the background.
-        label = warp((label + 1).float(), matrix, spacing, shape, mode="nearest", padding="zeros")[:, 0].long() - 1
+        label = (
+            warp((label + 1) * inside.float(), matrix, spacing, shape, mode="nearest", padding="zeros")[:, 0].long() - 1
+        )
         image = warp(image, matrix, spacing, shape)
         image = change_intensity(image, self.config.intensity, draw.of("intensity"))
         return {"image": image, "label": label.where(label >= 0, _IGNORED)}
@@ -90,6 +92,29 @@ class Segmentation(Method):
         grey = slices[0]
         grey = ((grey - grey.min()) / (grey.max() - grey.min()).clamp_min(1e-6)).expand(3, *grey.shape)
         return {"segmentation": torch.cat([grey, _tinted(grey, slices[1]), _tinted(grey, slices[2])], 2)}
+
+
+def filled(image: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill what lies beyond an image's end with its last voxels, as windows are filled when images are scored.
+
+    A network that learns from crops filled otherwise finds next to nothing in images much smaller than its crop.
+
+    Args:
+        image: (B, C, ...), crops.
+        box: (B, 2, n), first voxel of the image in each crop, and one past its last.
+
+    Returns:
+        The crops, and (B, 1, ...) bool, False where they were filled.
+    """
+    inside = torch.ones_like(image[:, :1], dtype=torch.bool)
+    for axis, size in enumerate(image.shape[2:]):
+        place = torch.arange(size, device=image.device)
+        within = torch.maximum(torch.minimum(place, box[:, 1, axis, None] - 1), box[:, 0, axis, None])  # (B, size)
+        wide = [1] * image.ndim
+        wide[0], wide[axis + 2] = within.shape
+        image = image.gather(axis + 2, within.reshape(wide).expand_as(image))
+        inside = inside & (within == place).reshape(wide)
+    return image, inside
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:

@@ -42,8 +42,24 @@ def _case(seed: int, b: int = 3, k: int = 4) -> tuple[Tensor, Tensor]:
 def test_without_augmentation_views_are_the_crops_themselves(store: Store, network: DynUNetConfig) -> None:
     task, batch = _task(store, network, FinetuneConfig(spatial=STILL, intensity=PLAIN, crop=(16, 16, 16), batch_size=3))
     views = task.views(batch, 0)
-    torch.testing.assert_close(views["image"], batch["image"], atol=1e-5, rtol=0)
-    assert torch.equal(views["label"], batch["label"][:, 0].long())
+    there = slice(0, 13)  # the images are 13 voxels long, the crop 16
+    torch.testing.assert_close(views["image"][..., there], batch["image"][..., there], atol=1e-5, rtol=0)
+    assert torch.equal(views["label"][..., there], batch["label"][:, 0, ..., there].long())
+
+
+def test_beyond_an_images_end_stands_what_windows_are_filled_with_and_counts_for_no_loss(
+    store: Store, network: DynUNetConfig
+) -> None:
+    """An image far smaller than its crop: in training as MONAI's inferer pads it, up to where the padding lies."""
+    config = FinetuneConfig(spatial=STILL, intensity=PLAIN, crop=(16, 16, 16), batch_size=3)
+    task, batch = _task(store, network, config)
+    views = task.views(batch, 0)
+    known = batch["image"][..., :13]
+    want = torch.nn.functional.pad(known, (0, 3, 0, 0, 0, 0), mode="replicate")
+    torch.testing.assert_close(views["image"], want, atol=1e-5, rtol=0)
+    assert (views["label"][..., 13:] == -100).all()
+    segmenter = build_segmenter(Design(None, network), store, config, store.ids_of("train"))
+    assert segmenter.inferer_definition()["padding_mode"] == "replicate"
 
 
 def test_image_and_label_are_turned_together(store: Store, network: DynUNetConfig) -> None:
@@ -89,7 +105,7 @@ def test_label_values_are_numbered_in_rising_order(store: Store, network: DynUNe
     task, batch = _task(store, network, FinetuneConfig(spatial=STILL, crop=(16, 16, 16), batch_size=2))
     task.values = torch.tensor([0, 7, 255])
     coded = batch | {"label": torch.tensor([0, 7, 255])[batch["label"].long()]}
-    assert torch.equal(task.views(coded, 0)["label"], batch["label"][:, 0].long())
+    assert torch.equal(task.views(coded, 0)["label"][..., :13], batch["label"][:, 0, ..., :13].long())
 
 
 @given(seed=st.integers(0, 30))
