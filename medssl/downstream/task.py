@@ -7,6 +7,7 @@ Shapes: P patients.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -42,7 +43,7 @@ class Score(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class Task:
+class Task(ABC):
     """One task, as fine-tuning and comparison use it. It holds nothing: all it needs is in the store and the section.
 
     A network is built with weights drawn from `config.seed` alone, so that arms of one seed begin with equal new parts.
@@ -62,13 +63,13 @@ class Task:
         others = {"detection", "classification"} - {self.name}
         return {key: value for key, value in result_fields(config).items() if key not in others}
 
+    @abstractmethod
     def images(self, store: Store, split: str, config: FinetuneConfig) -> tuple[str, ...]:
         """Return the images of a split that can be learned from and scored.
 
         Raises:
             DataError: there are none, or the store has nothing for this task.
         """
-        raise NotImplementedError(f"{type(self).__name__} must write images()")
 
     def preparation(
         self, data: Path | str, config: FinetuneConfig, prepare: PrepareConfig | None
@@ -80,20 +81,21 @@ class Task:
         """Return the section as it holds for this start and these data."""
         return settled(config, design)
 
+    @abstractmethod
     def build(self, design: Design, store: Store, config: FinetuneConfig, images: Sequence[str]) -> TaskNetwork:
         """Build the network, with an encoder's weights in it where the design has one."""
-        raise NotImplementedError(f"{type(self).__name__} must write build()")
 
+    @abstractmethod
     def loader(self, network: TaskNetwork, store: Store, config: FinetuneConfig, images: Sequence[str]) -> Loader:
         """Return the crops to train on, in an order that `config.seed` alone decides."""
-        raise NotImplementedError(f"{type(self).__name__} must write loader()")
 
+    @abstractmethod
     def method(
         self, network: TaskNetwork, store: Store, config: FinetuneConfig, images: Sequence[str], facts: Facts
     ) -> Method:
         """Return what the engine trains."""
-        raise NotImplementedError(f"{type(self).__name__} must write method()")
 
+    @abstractmethod
     def score(
         self,
         network: TaskNetwork,
@@ -105,7 +107,6 @@ class Task:
         keep: Keep | None = None,
     ) -> tuple[Any, ...]:
         """Do the task on whole images and score each; the network is left in the mode it was in."""
-        raise NotImplementedError(f"{type(self).__name__} must write score()")
 
     def look(self, network: TaskNetwork, store: Store, config: FinetuneConfig, images: Sequence[str]) -> float:
         """Return the measure on validation images, for early stopping; may spare what the measure does not need.
@@ -114,34 +115,34 @@ class Task:
         """
         return float(mean_of(self.table(self.score(network, store, config, images), store, config)))
 
+    @abstractmethod
     def score_from(self, value: Mapping[str, Any]) -> Any:
         """Take back what a score's `to_dict` gave, checked: a value out of range raises ValueError."""
-        raise NotImplementedError(f"{type(self).__name__} must write score_from()")
 
+    @abstractmethod
     def table(self, scores: Sequence[Any], store: Store, config: FinetuneConfig) -> NDArray[np.float64]:
         """Return (P,): the measure by patient, in the order of their sorted ids; its mean is the measure.
 
         A measure of a whole group, as the area under a curve is, is shared out among patients by the jackknife
         (`metrics.shares`); nan where a patient says nothing.
         """
-        raise NotImplementedError(f"{type(self).__name__} must write table()")
 
     def further(self, scores: Sequence[Any], store: Store, config: FinetuneConfig) -> dict[str, float]:
         """Return other numbers that stand beside the measure in a comparison, by name; nan where there is none."""
         return {}
 
+    @abstractmethod
     def summary(self, scores: Sequence[Any], store: Store, config: FinetuneConfig) -> dict[str, Any]:
         """Return all that is told of the scores together, as plain JSON types."""
-        raise NotImplementedError(f"{type(self).__name__} must write summary()")
 
+    @abstractmethod
     def lines(self, summary: Mapping[str, Any]) -> list[str]:
         """Return the summary as a person reads it, the measure in the first line."""
-        raise NotImplementedError(f"{type(self).__name__} must write lines()")
 
+    @abstractmethod
     def keeper(self, folder: Path, store: Store) -> Keep:
         """Return what keeps each image's result in a folder, in a form others read."""
-        raise NotImplementedError(f"{type(self).__name__} must write keeper()")
 
+    @abstractmethod
     def card(self, network: TaskNetwork, config: FinetuneConfig) -> str:
         """Return what the network gives, as list items of its model card."""
-        raise NotImplementedError(f"{type(self).__name__} must write card()")

@@ -13,7 +13,7 @@ import importlib.metadata
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,25 +51,50 @@ def write_bundle(folder: Path, out: Path) -> None:
     segmenter = load_network(folder)
     if not isinstance(segmenter, Segmenter):
         raise DataError("this is no segmenter", where=str(folder), fix="name a fine-tuned run")
-    config = inference_config(segmenter)
+    scripts = {} if segmenter.script is None else {"network.py": segmenter.script}
+    config, about = inference_config(segmenter), metadata(segmenter)
+    write_files(out, segmenter, folder, config=config, about=about, readme=readme, scripts=scripts)
+    _check(segmenter, out)
+
+
+def write_files(
+    out: Path,
+    network: Any,
+    folder: Path,
+    *,
+    config: dict[str, Any],
+    about: dict[str, Any],
+    readme: Callable[[Any, str], str],
+    scripts: Mapping[str, str],
+) -> None:
+    """Write the files of a bundle, of any task.
+
+    Args:
+        out: an existing, empty folder.
+        network: a task network.
+        folder: its network folder, for its model card.
+        config: of `inference.json`.
+        about: of `metadata.json`.
+        readme: makes the bundle's README from the network and its model card.
+        scripts: sources to carry, by file name.
+    """
     for name in ("configs", "models", "docs"):
         (out / name).mkdir()
-    if segmenter.script is not None:
+    if scripts:
         (out / "scripts").mkdir()
-        write_text(out / "scripts" / "__init__.py", "")
-        write_text(out / "scripts" / "network.py", segmenter.script)
+        for name, text in {"__init__.py": "", **scripts}.items():
+            write_text(out / "scripts" / name, text)
     write_json(out / "configs" / "inference.json", config)
-    write_json(out / "configs" / "metadata.json", metadata(segmenter))
+    write_json(out / "configs" / "metadata.json", about)
     write_text(out / "configs" / "logging.conf", LOGGING)
     buffer = io.BytesIO()
-    torch.save({name: tensor.cpu() for name, tensor in segmenter.net.state_dict().items()}, buffer)
+    torch.save({name: tensor.cpu() for name, tensor in network.net.state_dict().items()}, buffer)
     write_bytes(out / "models" / "model.pt", buffer.getvalue())
     card = folder / "README.md"
-    write_text(out / "docs" / "README.md", readme(segmenter, card.read_text("utf-8") if card.is_file() else ""))
-    write_json(out / "docs" / "preparation.json", segmenter.preparation)
+    write_text(out / "docs" / "README.md", readme(network, card.read_text("utf-8") if card.is_file() else ""))
+    write_json(out / "docs" / "preparation.json", network.preparation)
     write_text(out / "docs" / "license.txt", LICENCE)
     write_text(out / "LICENSE", LICENCE)
-    _check(segmenter, out)
 
 
 def inference_config(segmenter: Segmenter) -> dict[str, Any]:

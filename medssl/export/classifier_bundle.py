@@ -7,7 +7,6 @@ and measures put back into their units as in `Classifier.answer`. The bundle car
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 import torch
 
 from ..errors import DataError, MedsslError
-from ..files import write_bytes, write_json, write_text
 from ..nets.classifier import Classifier
 from ..nets.encoder import load_network
 from . import classifier_saver
-from .bundle import _PACKAGES, LICENCE, LOGGING, SCHEMA, _importing_from, _version
+from .bundle import _PACKAGES, SCHEMA, _importing_from, _version, write_files
 
 _KINDS = {
     "binary": "probability of the finding",
@@ -44,24 +42,10 @@ def write_classifier_bundle(folder: Path, out: Path) -> None:
     classifier = load_network(folder)
     if not isinstance(classifier, Classifier):
         raise DataError("this is no classifier", where=str(folder), fix="name a run fine-tuned for classification")
-    config = inference_config(classifier)
-    for name in ("configs", "models", "docs", "scripts"):
-        (out / name).mkdir()
     saver = Path(classifier_saver.__file__)
-    write_text(out / "scripts" / "__init__.py", "")
-    for name, text in {**classifier.scripts, saver.name: saver.read_text("utf-8")}.items():
-        write_text(out / "scripts" / name, text)
-    write_json(out / "configs" / "inference.json", config)
-    write_json(out / "configs" / "metadata.json", metadata(classifier))
-    write_text(out / "configs" / "logging.conf", LOGGING)
-    buffer = io.BytesIO()
-    torch.save({name: tensor.cpu() for name, tensor in classifier.net.state_dict().items()}, buffer)
-    write_bytes(out / "models" / "model.pt", buffer.getvalue())
-    card = folder / "README.md"
-    write_text(out / "docs" / "README.md", readme(classifier, card.read_text("utf-8") if card.is_file() else ""))
-    write_json(out / "docs" / "preparation.json", classifier.preparation)
-    write_text(out / "docs" / "license.txt", LICENCE)
-    write_text(out / "LICENSE", LICENCE)
+    scripts = {**classifier.scripts, saver.name: saver.read_text("utf-8")}
+    config, about = inference_config(classifier), metadata(classifier)
+    write_files(out, classifier, folder, config=config, about=about, readme=readme, scripts=scripts)
     _check(classifier, out)
 
 

@@ -7,7 +7,6 @@ carries the network's source.
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 import torch
 
 from ..errors import DataError, MedsslError
-from ..files import write_bytes, write_json, write_text
 from ..nets.detector import Detector
 from ..nets.encoder import load_network
 from . import detector_saver
-from .bundle import _PACKAGES, LICENCE, LOGGING, SCHEMA, _importing_from, _version
+from .bundle import _PACKAGES, SCHEMA, _importing_from, _version, write_files
 
 
 def write_detector_bundle(folder: Path, out: Path) -> None:
@@ -36,24 +34,10 @@ def write_detector_bundle(folder: Path, out: Path) -> None:
     detector = load_network(folder)
     if not isinstance(detector, Detector):
         raise DataError("this is no detector", where=str(folder), fix="name a run fine-tuned for detection")
-    config = inference_config(detector)
-    for name in ("configs", "models", "docs", "scripts"):
-        (out / name).mkdir()
     saver = Path(detector_saver.__file__)
-    write_text(out / "scripts" / "__init__.py", "")
-    for name, text in {**detector.scripts, saver.name: saver.read_text("utf-8")}.items():
-        write_text(out / "scripts" / name, text)
-    write_json(out / "configs" / "inference.json", config)
-    write_json(out / "configs" / "metadata.json", metadata(detector))
-    write_text(out / "configs" / "logging.conf", LOGGING)
-    buffer = io.BytesIO()
-    torch.save({name: tensor.cpu() for name, tensor in detector.net.state_dict().items()}, buffer)
-    write_bytes(out / "models" / "model.pt", buffer.getvalue())
-    card = folder / "README.md"
-    write_text(out / "docs" / "README.md", readme(detector, card.read_text("utf-8") if card.is_file() else ""))
-    write_json(out / "docs" / "preparation.json", detector.preparation)
-    write_text(out / "docs" / "license.txt", LICENCE)
-    write_text(out / "LICENSE", LICENCE)
+    scripts = {**detector.scripts, saver.name: saver.read_text("utf-8")}
+    config, about = inference_config(detector), metadata(detector)
+    write_files(out, detector, folder, config=config, about=about, readme=readme, scripts=scripts)
     _check(detector, out)
 
 
